@@ -1,0 +1,815 @@
+"""Every SQLAlchemy routine: connecting, the four tables' rows, and the reads of the audit.
+
+Nothing connects when this module is imported: `make_engine` prepares, `audit_session` and
+`writing_session` connect. The audit itself reads only, in one read-only snapshot; it never calls the
+routines that add, update or delete, and it never creates a table. It never selects `containers.data`
+whole nor `backups.command`: both hold passwords.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import quote
+
+from sqlalchemy import (
+    CTE,
+    URL,
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    DateTime,
+    Delete,
+    Engine,
+    FromClause,
+    Integer,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    case,
+    create_engine,
+    delete,
+    event,
+    extract,
+    false,
+    func,
+    literal,
+    make_url,
+    or_,
+    select,
+    true,
+    tuple_,
+    type_coerce,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import flag_modified
+
+from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
+from policy import (
+    FUTURE_TOLERANCE,
+    UTC,
+    Container,
+    Rules,
+    Run,
+    Verdict,
+    find_error,
+    known_policy,
+    last_local,
+    utc_from_local,
+)
+
+APPLICATION_NAME = "backup_audit"
+
+_Row = TypeVar("_Row")
+
+
+# --- Connecting ----------------------------------------------------------------------------------------
+
+
+def make_engine(
+    url: str | URL,
+    *,
+    read_only: bool = False,
+    connect_timeout: int = 10,
+    query_timeout: int = 60,
+    libpq: Mapping[str, Any] | None = None,
+) -> Engine:
+    """An engine for PostgreSQL (through psycopg2) or SQLite; it connects when it is first used.
+
+    `connect_timeout` and `query_timeout` are seconds; the second is enforced by the server, statement by
+    statement. `libpq` holds further connection parameters (`passfile`, `sslmode`, ...). With `read_only`
+    every transaction is one repeatable-read snapshot in which the server refuses to write, and an SQLite
+    file is neither created nor changed. Raises `sqlalchemy.exc.ArgumentError` for an unusable `url`.
+    """
+    url = make_url(url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url, read_only, connect_timeout)
+    if url.get_backend_name() != "postgresql":
+        raise ArgumentError(f"{url.get_backend_name()} is neither postgresql nor sqlite")
+    settings = {"statement_timeout": f"{query_timeout}s", "jit": "off"}
+    if read_only:
+        settings["default_transaction_read_only"] = "on"
+    arguments = {
+        "connect_timeout": connect_timeout,
+        "application_name": APPLICATION_NAME,
+        "client_encoding": "utf8",
+        **(libpq or {}),
+    }
+    passfile = Path(arguments.get("passfile") or os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass"))
+    if passfile.is_file() and passfile.stat().st_mode & 0o077:
+        # libpq will not use it and says so on stderr, for every connection: it need not see it
+        arguments["passfile"] = f"{passfile}.ignored"
+    options = [str(arguments.get("options", "")), *(f"-c {name}={value}" for name, value in settings.items())]
+    arguments["options"] = " ".join(options).strip()
+    facts = {"where": f"{url.username or ''}@{url.host}:{url.port or 5432}/{url.database}", "passfile": str(passfile)}
+    snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    return create_engine(
+        url.set(drivername="postgresql+psycopg2"),
+        connect_args=arguments,
+        execution_options={**facts, **(snapshot if read_only else {})},
+        use_native_hstore=False,  # saves a query of pg_type on the first connection
+        hide_parameters=True,
+    )
+
+
+def _sqlite_engine(url: URL, read_only: bool, connect_timeout: int) -> Engine:
+    mode = "ro" if read_only else "rwc"
+
+    def connect() -> sqlite3.Connection:
+        if url.database in (None, "", ":memory:"):
+            return sqlite3.connect(":memory:", isolation_level=None)
+        target = f"file:{quote(os.path.abspath(str(url.database)))}?mode={mode}"
+        # isolation_level None: sqlite3 leaves BEGIN to us, so that several SELECTs share one snapshot
+        connection = sqlite3.connect(target, timeout=connect_timeout, isolation_level=None, uri=True)
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        return connection
+
+    facts = {"where": str(url.database or ":memory:"), "passfile": ""}
+    engine = create_engine("sqlite://", creator=connect, execution_options=facts, hide_parameters=True)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
+def postgres_url(host: str, port: int, database: str, user: str) -> URL:
+    """The URL of a PostgreSQL database; it names no password, libpq finds that in its password file."""
+    return URL.create("postgresql+psycopg2", username=user, host=host, port=port, database=database)
+
+
+@contextmanager
+def audit_session(engine: Engine) -> Iterator[Session]:
+    """A session on one snapshot, for an engine made with `read_only`; nothing is ever committed.
+
+    Raises `AdminDBError` for whatever goes wrong between here and the server.
+    """
+    try:
+        with Session(engine) as session:
+            yield session
+            session.rollback()
+    except SQLAlchemyError as error:
+        raise AdminDBError(*_explain(error, engine)) from error
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def writing_session(engine: Engine) -> Iterator[Session]:
+    """A session that commits at the end of the block, and rolls back if the block raises."""
+    with Session(engine) as session, session.begin():
+        yield session
+
+
+class AdminDBError(Exception):
+    """The admin database could not be read: `problem` says why, `advice` what to do."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}: {advice}")
+        self.problem = problem
+        self.advice = advice
+
+
+_BY_SQLSTATE = {
+    "42P01": ("a table is missing", "point admindb_name at DB4Sci's admin database"),
+    "42703": ("a column is missing", "check that this is the admin database of a DB4Sci version that is supported"),
+    "42501": ("a privilege is missing", "grant it as deploy/read_only_role.sql does"),
+    "57014": ("the query took longer than query_timeout", "look for locks in pg_stat_activity, or raise query_timeout"),
+    "55P03": ("a table is locked", "look for locks in pg_stat_activity"),
+    "57P01": ("the server ended the connection", "see the server's log, and run the audit again"),
+    "25006": ("the server refused to write", "this is a mistake of this program: please report it"),
+}
+_BY_TEXT = (
+    ("could not translate host name", "unknown host", "check container_host"),
+    ("Connection refused", "the connection was refused", "check mydb_admin_port, and that the server runs"),
+    ("timeout expired", "no answer within connect_timeout", "check container_host, mydb_admin_port and the firewall"),
+    ("Network is unreachable", "the network is unreachable", "check container_host and the network"),
+    ("No route to host", "no route to the host", "check container_host and the network"),
+    ("password authentication failed", "the password was refused", "correct the user's line in {passfile}"),
+    ("no password supplied", "no password found", "{passfile_advice}"),
+    ("no pg_hba.conf entry", "the server does not admit this host or user", "add both to its pg_hba.conf"),
+    ("does not exist", "no such database or role", "check admindb_name and admin_user"),
+    ("server closed the connection", "the connection was lost", "see the server's log, and run the audit again"),
+    ("unable to open database file", "cannot open the file", "check the path in database_url"),
+    ("no such table", "a table is missing", "point database_url at DB4Sci's admin database"),
+    ("no such column", "a column is missing", "check that this is DB4Sci's admin database"),
+    ("file is not a database", "this is no SQLite database", "check the path in database_url"),
+    ("database is locked", "the database is locked", "run the audit again when the writer has finished"),
+)
+
+
+def _explain(error: SQLAlchemyError, engine: Engine) -> tuple[str, str]:
+    """What went wrong, and what to do about it, each on one line and without a password."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    said = " ".join(str(cause).split())
+    where = describe(engine)
+    problem, advice = _BY_SQLSTATE.get(getattr(cause, "pgcode", None) or "", ("", ""))
+    if not problem:
+        known = (entry[1:] for entry in _BY_TEXT if entry[0] in said)
+        problem, advice = next(known, ("the database failed", "see its log"))
+    passfile = Path(engine.get_execution_options()["passfile"])
+    advice = advice.format(passfile=passfile, passfile_advice=passfile_advice(passfile))
+    return f"{where}: {problem} ({said})", advice
+
+
+def describe(engine: Engine) -> str:
+    """The database as it may stand in a message: `user@host:port/name`, or the path of an SQLite file."""
+    return str(engine.get_execution_options()["where"])
+
+
+def passfile_advice(passfile: Path) -> str:
+    """What keeps libpq from finding a password in its password file; the file itself is not read."""
+    line = "host:port:database:user:password"
+    try:
+        status = passfile.stat()
+    except OSError:
+        return f"create {passfile} with a line {line} and mode 0600"
+    if status.st_mode & 0o077:
+        return f"{passfile} is ignored because others may read it, chmod 600 {passfile}"
+    if not os.access(passfile, os.R_OK):
+        return f"make {passfile} readable for this user"
+    return f"add a line {line} for exactly this host, port, database and user to {passfile}"
+
+
+def create_tables(engine: Engine) -> None:
+    """Create those of the four tables that do not exist. For demos, tests and templates, never the audit."""
+    Base.metadata.create_all(engine)
+
+
+# --- The four tables: create, read, update, delete -----------------------------------------------------
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def add_container(session: Session, name: str | None, data: Any, ts: datetime | None = None) -> ContainerRow:
+    """Add a container; `ts` is its creation in naive UTC, now if left out."""
+    row = ContainerRow(name=name, data=data, ts=ts or _utc_now())
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get_container(session: Session, c_id: int) -> ContainerRow | None:
+    """The container with this id, or None."""
+    return session.get(ContainerRow, c_id)
+
+
+def list_containers(session: Session, name: str | None = None) -> list[ContainerRow]:
+    """All containers ever made, oldest first; with `name` only those of this name."""
+    query = select(ContainerRow).order_by(ContainerRow.id)
+    if name is not None:
+        query = query.where(ContainerRow.name == name)
+    return list(session.scalars(query))
+
+
+def update_container(session: Session, c_id: int, *, name: str | None = None, data: Any = None) -> ContainerRow:
+    """Change a container's name or its document, whichever is given. Raises `LookupError` if there is none."""
+    row = _existing(session.get(ContainerRow, c_id), "container", c_id)
+    if name is not None:
+        row.name = name
+    if data is not None:
+        row.data = data
+    session.flush()
+    return row
+
+
+def update_info(session: Session, c_id: int, **changes: Any) -> ContainerRow:
+    """Set keys of a container's `Info`, for example `BACKUP_FREQ='Weekly'`; None removes a key.
+
+    Raises `LookupError` if there is no such container, `TypeError` if its document or `Info` is no object.
+    """
+    row = _existing(session.get(ContainerRow, c_id), "container", c_id)
+    document = {} if row.data is None else row.data
+    info = document.get("Info", {}) if isinstance(document, dict) else None
+    if not isinstance(info, dict):
+        raise TypeError(f"the document of container {c_id} has no Info object")
+    merged = {key: value for key, value in {**info, **changes}.items() if value is not None}
+    row.data = {**document, "Info": merged}
+    flag_modified(row, "data")
+    session.flush()
+    return row
+
+
+def delete_container(session: Session, c_id: int) -> bool:
+    """Delete a container's row; its state and its log stay. False if there was none."""
+    return _delete(session, delete(ContainerRow).where(ContainerRow.id == c_id))
+
+
+def add_state(
+    session: Session,
+    c_id: int | None,
+    name: str | None,
+    state: str | None = "running",
+    changed_by: str | None = None,
+    ts: datetime | None = None,
+) -> ContainerState:
+    """Make a container active; `ts` is naive UTC, now if left out."""
+    row = ContainerState(
+        c_id=c_id, name=name, state=state, last_state=None, observerd=state, changed_by=changed_by, ts=ts or _utc_now()
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get_state(session: Session, c_id: int) -> ContainerState | None:
+    """The state of an active container, or None; where a `c_id` repeats, the row with the highest id."""
+    query = select(ContainerState).where(ContainerState.c_id == c_id).order_by(ContainerState.id.desc())
+    return session.scalars(query.limit(1)).first()
+
+
+def list_states(session: Session, state: str | None = None) -> list[ContainerState]:
+    """The states of all active containers; with `state` only of those in it."""
+    query = select(ContainerState).order_by(ContainerState.id)
+    if state is not None:
+        query = query.where(ContainerState.state == state)
+    return list(session.scalars(query))
+
+
+def update_state(
+    session: Session, c_id: int, state: str, changed_by: str, ts: datetime | None = None
+) -> ContainerState:
+    """Move a container into another state, remember the one before, and note it in the action log.
+
+    Raises `LookupError` if no active container has this `c_id`.
+    """
+    row = _existing(get_state(session, c_id), "active container", c_id)
+    row.last_state, row.state = row.state, state
+    row.changed_by, row.ts = changed_by, ts or _utc_now()
+    description = f"state changed from {row.last_state} to {state} by {changed_by}"
+    log_action(session, c_id, row.name, "update_state", description, row.ts)
+    return row
+
+
+def delete_state(session: Session, c_id: int) -> bool:
+    """Make a container inactive, as its deletion does. False if it was not active."""
+    return _delete(session, delete(ContainerState).where(ContainerState.c_id == c_id))
+
+
+def log_action(
+    session: Session,
+    c_id: int | None,
+    name: str | None,
+    action: str,
+    description: str = "",
+    ts: datetime | None = None,
+) -> ActionLog:
+    """Append to the action log; `ts` is naive UTC, now if left out."""
+    row = ActionLog(c_id=c_id, name=name, action=action, description=description, ts=ts or _utc_now())
+    session.add(row)
+    session.flush()
+    return row
+
+
+def list_actions(session: Session, c_id: int | None = None, limit: int = 100) -> list[ActionLog]:
+    """The last actions, newest first; with `c_id` only those on this container."""
+    query = select(ActionLog).order_by(ActionLog.id.desc()).limit(limit)
+    if c_id is not None:
+        query = query.where(ActionLog.c_id == c_id)
+    return list(session.scalars(query))
+
+
+def log_backup(
+    session: Session,
+    c_id: int | None,
+    name: str | None,
+    state: str | None,
+    backup_id: str | None,
+    ts: datetime | None,
+    *,
+    backup_type: str | None = "Daily",
+    url: str | None = "",
+    command: str | None = "",
+    err_msg: str | None = "",
+) -> BackupLog:
+    """Append the `start` or the `end` of a run to the backup log; `ts` is naive local time of the host."""
+    row = BackupLog(
+        c_id=c_id,
+        name=name,
+        state=state,
+        backup_id=backup_id,
+        backup_type=backup_type,
+        url=url,
+        command=command,
+        err_msg=err_msg,
+        ts=ts,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def list_backups(session: Session, c_id: int, limit: int = 20) -> list[BackupLog]:
+    """The last rows of a container's backup log, newest first."""
+    query = select(BackupLog).where(BackupLog.c_id == c_id).order_by(BackupLog.id.desc()).limit(limit)
+    return list(session.scalars(query))
+
+
+def _existing(row: _Row | None, what: str, c_id: int) -> _Row:
+    if row is None:
+        raise LookupError(f"no {what} has the id {c_id}")
+    return row
+
+
+def _delete(session: Session, statement: Delete) -> bool:
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount > 0
+
+
+# --- The audit's reads ---------------------------------------------------------------------------------
+#
+# The log has no index but its primary key, and it grows for ever. Its ids grow with insertion time, so the
+# last days are a range of ids at its end: `AuditReader.site` finds where it begins, `recent` reads it, and
+# what it cannot prove (see `Verdict.settled`) `whole` looks up in the whole log, for all such containers at
+# once.
+#
+# Two statements carry one row of facts beside every row of a list (`facts LEFT JOIN list`): that saves a
+# round trip, and the facts arrive even where the list is empty.
+
+RECENT_DAYS = 10
+"""The least that the recent part of the log covers: a Weekly promise looks eight days back."""
+DAILY_REACH = timedelta(days=3)
+"""How far back the recent part is read for containers whose backups are due within two days."""
+SMALL_LOG = 20_000
+"""A log of so few ids is always read whole."""
+PROBES = 64
+PROBE_ROWS = 16
+
+_SEPARATOR = "\x1e"  # between the messages of a run; inside of a message it becomes a blank
+_CONTAINERS = ContainerRow.__table__.c
+_STATES = ContainerState.__table__.c
+_LOG = BackupLog.__table__.c
+
+_Key = tuple[int | None, str | None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the first read finds: the clock, where the recent part of the log begins, the containers."""
+
+    now: datetime
+    """The server's clock (this host's for SQLite), or the moment asked for; aware UTC."""
+    floor: int | None
+    """The recent part of the log are the ids above this one; None if that is the whole log."""
+    newest: datetime | None
+    """The newest time stamp among the last few rows, naive local time; a hint, not a fact."""
+    containers: list[Container]
+
+
+@dataclass(frozen=True)
+class Log:
+    """A part of the backup log: its runs, and what was ignored in it."""
+
+    runs: Mapping[_Key, list[Run]]
+    malformed: int = 0
+    future: int = 0
+    newest: datetime | None = None
+    """The newest row that is not in the future, of any container."""
+    whole: bool = False
+    """Whether this is the whole log."""
+
+    def of(self, container: Container) -> list[Run]:
+        """The runs of one container, in any order."""
+        return self.runs.get(_key(container), [])
+
+
+def _key(container: Container) -> _Key:
+    """What ties a container to its log rows: `c_id`, and below `c_id` 0 (site-wide jobs) also the name."""
+    return container.c_id, container.name if container.c_id == 0 else None
+
+
+class AuditReader:
+    """The audit's reads, on one session and about one moment; each method is one statement."""
+
+    def __init__(self, session: Session, rules: Rules, at: datetime | None = None) -> None:
+        """`at` (aware UTC) takes the place of the server's clock; rows after it are unseen."""
+        self.at = at
+        self._session = session
+        self._rules = rules
+        self._postgres = session.connection().dialect.name == "postgresql"
+
+    def site(self, recent: timedelta) -> Site:
+        """Read the clock, the bounds of the log's recent part (of at least this length), the containers."""
+        facts = _facts_of_log(_clock(self._postgres, self.at), recent).subquery("facts")
+        states = _states_with_documents(self._postgres).subquery("states")
+        columns = [
+            states.c.c_id,
+            states.c.name,
+            states.c.container_name,
+            states.c.state,
+            states.c.created,
+            states.c.container_id.is_not(None),
+            *(_first_text(states.c.document, paths, self._postgres) for paths in _WANTED_KEYS),
+        ]
+        query = select(facts, states.c.id, *columns).select_from(facts.outerjoin(states, true()))
+        rows = self._session.connection().execute(query.order_by(states.c.id)).all()
+        now, first, last, floor, newest = rows[0][:5]
+        containers = {}
+        for row in rows:
+            if row[5] is not None:
+                container = _to_container(row[6:])
+                containers[container.c_id or (container.c_id, container.name)] = container
+        whole = last is None or min(floor, last - SMALL_LOG) < first
+        floor = None if whole else min(floor, last - SMALL_LOG)
+        return Site(now.replace(tzinfo=UTC), floor, newest, list(containers.values()))
+
+    def recent(self, site: Site) -> Log:
+        """Read the recent part of the log: its runs, and what is ignored in it.
+
+        Of containers whose backups are due within two days, only the runs of the last three days in which
+        anything was logged are read.
+        """
+        above: ColumnElement[bool] = true() if site.floor is None else _LOG.id > site.floor
+        wanted: ColumnElement[bool] = true()
+        if site.floor is not None:
+            patient = [container.c_id for container in site.containers if _is_patient(container, self._rules)]
+            now = last_local(site.now, self._rules.zone)
+            since = min(now, site.newest or now) - DAILY_REACH
+            wanted = or_(_LOG.ts >= since, _LOG.c_id == 0, _LOG.c_id.in_(_inline(patient)))
+        facts = select(*self._ignored(site.now)).where(above).subquery("facts")
+        runs = _runs(and_(above, wanted, self._seen(site.now))).subquery("runs")
+        query = select(facts, runs).select_from(facts.outerjoin(runs, true()))
+        rows = self._session.connection().execute(query).all()
+        malformed, future, newest = rows[0][:3]
+        return Log(
+            runs=self._to_runs(row[3:] for row in rows if row[5] is not None),
+            malformed=malformed,
+            future=future,
+            newest=newest and utc_from_local(newest, self._rules.zone),
+            whole=site.floor is None,
+        )
+
+    def whole(self, now: datetime, verdicts: Iterable[Verdict]) -> Log:
+        """Look into the whole log for what can change these verdicts.
+
+        Of a container whose last success is in sight, only later runs can: those with a row from then on
+        (or from ten days before, to be safe) are read, each with all its rows. Of the others every run is
+        read. Of all runs that must have the same outcome (same messages, ended or not, young enough to be
+        running or not) only the newest comes back: no other can decide.
+        """
+        known, unknown, since = [], [], now
+        for verdict in verdicts:
+            success = verdict.last_success
+            if success is not None and success.start_logged and verdict.container.c_id:
+                known.append(verdict.container.c_id)
+                since = min(since, success.started)
+            else:
+                unknown.append(verdict.container)
+        later = BackupLog.__table__.alias("later").c
+        since_local = last_local(since, self._rules.zone) - timedelta(days=RECENT_DAYS)
+        keys = select(later.c_id, later.backup_id).where(later.ts >= since_local, later.c_id.in_(_inline(known)))
+        of_known = and_(_LOG.c_id.in_(_inline(known)), tuple_(_LOG.c_id, _LOG.backup_id).in_(keys))
+        runs = _runs(and_(or_(of_known, _of(unknown)), self._seen(now))).subquery("runs")
+
+        started = func.coalesce(runs.c.started, runs.c.ended)
+        young = started > last_local(now - self._rules.max_runtime, self._rules.zone)
+        alike = [runs.c.c_id, runs.c.job, runs.c.messages, runs.c.ended.is_(None), young]
+        rank = func.row_number().over(partition_by=alike, order_by=[started.desc(), runs.c.backup_id.desc()])
+        ranked = select(runs, rank.label("rank")).subquery("ranked")
+        return self._stream(select(*(ranked.c[column.name] for column in runs.c)).where(ranked.c.rank == 1))
+
+    def runs(self, now: datetime, containers: Iterable[Container]) -> Log:
+        """Read every run of some containers."""
+        return self._stream(_runs(and_(_of(containers), self._seen(now))))
+
+    def _stream(self, query: Select[Any]) -> Log:
+        rows = self._session.connection().execute(query.execution_options(yield_per=1000))
+        return Log(runs=self._to_runs(rows), whole=True)
+
+    def _bound(self, now: datetime) -> datetime:
+        """The last local time that is seen."""
+        return last_local(self.at or now + FUTURE_TOLERANCE, self._rules.zone)
+
+    def _seen(self, now: datetime) -> ColumnElement[bool]:
+        return and_(_is_sound(self._postgres), _LOG.ts <= self._bound(now))
+
+    def _ignored(self, now: datetime) -> Iterator[ColumnElement[Any]]:
+        """How many rows are malformed and future, and the newest of the others."""
+        sound, bound = _is_sound(self._postgres), self._bound(now)
+        later = literal(0) if self.at else case((and_(sound, _LOG.ts > bound), 1), else_=0)
+        unseen = and_(_LOG.ts > bound, literal(self.at is not None))
+        yield func.coalesce(func.sum(case((or_(sound, unseen), 0), else_=1)), 0).label("malformed")
+        yield func.coalesce(func.sum(later), 0).label("future")
+        yield func.max(case((self._seen(now), _LOG.ts))).label("newest")
+
+    def _to_runs(self, rows: Iterable[Sequence[Any]]) -> dict[_Key, list[Run]]:
+        zone, errors = self._rules.zone, _Errors(self._rules.error_pattern)
+        runs: dict[_Key, list[Run]] = {}
+        for c_id, job, backup_id, kind, start, end, messages in rows:
+            started = utc_from_local(end if start is None else start, zone)
+            ended = None if end is None else utc_from_local(end, zone, not_before=started)
+            run = Run(backup_id, kind or "", started, ended, errors[messages], start is not None)
+            runs.setdefault((c_id, job), []).append(run)
+        return runs
+
+
+class _Errors(dict[str | None, str | None]):
+    """From a run's messages to the one that reports an error, or None; remembers, for messages repeat."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        super().__init__({None: None})
+        self._pattern = pattern
+
+    def __missing__(self, messages: str) -> str | None:
+        error = find_error(messages.split(_SEPARATOR), self._pattern)
+        self[messages] = error
+        return error
+
+
+_WANTED_KEYS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (
+        ("Info", "BACKUP_FREQ"),
+        ("Info", "backup_freq"),
+        ("Info", "labels", "BACKUP_FREQ"),
+        ("Info", "labels", "backup_freq"),
+        ("Config", "Labels", "BACKUP_FREQ"),
+    ),
+    (("Info", "dbengine"),),
+    (("Info", "OWNER"), ("Info", "labels", "owner")),
+    (("Info", "CONTACT"), ("Info", "labels", "contact")),
+)
+"""All that is ever read of `containers.data`: policy, engine, owner and contact, each the first that is there."""
+
+
+def _to_container(row: Sequence[Any]) -> Container:
+    c_id, name, container_name, state, created, has_metadata, policy, engine, owner, contact = row
+    return Container(
+        c_id=c_id,
+        name=name or container_name or f"c_id {c_id}",
+        policy=policy,
+        engine=engine,
+        state=state,
+        owner=owner,
+        contact=contact,
+        created=created and created.replace(tzinfo=UTC),
+        has_metadata=bool(has_metadata),
+    )
+
+
+def _states_with_documents(postgres: bool) -> Select[Any]:
+    if postgres:
+        # a wide document is stored compressed, and each `data #> path` would unpack it anew: the empty
+        # path unpacks it once, and OFFSET 0 keeps the planner from merging that into the outer query
+        document: ColumnElement[Any] = type_coerce(_CONTAINERS.data, JSONB())[()]
+    else:
+        document = type_coerce(case((func.json_valid(_CONTAINERS.data) == 1, _CONTAINERS.data)), Text())
+    return (
+        select(
+            _STATES.id,
+            _STATES.c_id,
+            _STATES.name,
+            _STATES.state,
+            _CONTAINERS.id.label("container_id"),
+            _CONTAINERS.name.label("container_name"),
+            case((_is_moment(_CONTAINERS.ts, postgres), _CONTAINERS.ts)).label("created"),
+            document.label("document"),
+        )
+        .select_from(ContainerState.__table__.outerjoin(ContainerRow.__table__, _CONTAINERS.id == _STATES.c_id))
+        .offset(0)
+    )
+
+
+def _first_text(document: ColumnElement[Any], paths: Iterable[tuple[str, ...]], postgres: bool) -> ColumnElement[Any]:
+    """The first of the keys that is a non-empty string; what is not a string never leaves the server."""
+    found: list[ColumnElement[Any]] = []
+    for path in paths:
+        if postgres:
+            is_text = func.jsonb_typeof(document[path]) == "string"
+            text = document[path].astext
+        else:
+            json_path = "$." + ".".join(path)
+            is_text = func.json_type(document, json_path) == "text"
+            text = func.json_extract(document, json_path)
+        found.append(case((and_(is_text, text != ""), text)))
+    return found[0] if len(found) == 1 else func.coalesce(*found)
+
+
+def _clock(postgres: bool, at: datetime | None) -> ColumnElement[datetime]:
+    if at is not None:
+        return literal(at.astimezone(UTC).replace(tzinfo=None), DateTime())
+    if postgres:
+        return func.timezone("UTC", func.clock_timestamp(), type_=DateTime())
+    return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f000", "now"), DateTime())
+
+
+def _facts_of_log(clock: ColumnElement[datetime], recent: timedelta) -> Select[Any]:
+    """One row: the clock, the first and last id of the log, the id below which all is older than `recent`,
+    and the newest time stamp at the end.
+
+    The ids are probed at 65 points from end to end, then once more at 65 points between the lowest recent
+    point and its neighbour below. Below the floor no probe has found a recent row: old rows that were
+    restored late, at the end, do not hide recent ones before them. Gaps in the ids do not matter.
+    """
+    since = extract("epoch", clock) - (recent + timedelta(days=1)).total_seconds()  # a day for the zone
+    ends = select(func.min(_LOG.id).label("first"), func.max(_LOG.id).label("last")).cte("ends")
+    steps = select(literal(0).label("n")).cte("steps", recursive=True)
+    steps = steps.union_all(select(steps.c.n + 1).where(steps.c.n < PROBES))
+
+    def bottom(start: ColumnElement[int], width: ColumnElement[int], table: FromClause, name: str) -> CTE:
+        grid = select((start + steps.c.n * width).label("id"), width.label("width")).join_from(table, steps, true())
+        points = grid.cte(f"{name}_points")
+        rows = select(_LOG.ts).where(_LOG.id >= points.c.id).order_by(_LOG.id).limit(PROBE_ROWS).correlate(points)
+        newest = select(func.max(rows.subquery().c.ts)).scalar_subquery()
+        recent_ids = case((extract("epoch", newest) >= since, points.c.id))
+        lowest = func.coalesce(func.min(recent_ids), func.max(points.c.id)) - func.max(points.c.width)
+        return select(lowest.label("id"), (func.max(points.c.width) // PROBES + 1).label("width")).cte(name)
+
+    spacing = (sql_cast(ends.c.last, BigInteger) - ends.c.first) // PROBES + 1
+    coarse = bottom(ends.c.first, spacing, ends, "coarse")
+    fine = bottom(coarse.c.id, coarse.c.width, coarse, "fine")
+    end = select(_LOG.ts).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
+    newest = select(func.max(end.c.ts)).scalar_subquery()
+    facts = [clock.label("now"), ends.c.first, ends.c.last, (fine.c.id - 1).label("floor"), newest.label("newest")]
+    return select(*facts).join_from(ends, fine, true())
+
+
+def _is_patient(container: Container, rules: Rules) -> bool:
+    """Whether more than the last three days of a container's log may be needed to call it fine."""
+    policy = known_policy(container.policy, rules)
+    if policy is None or policy in ("Never", "Weekly"):
+        return True
+    return rules.policies.get(policy, rules.window) > timedelta(days=2)
+
+
+def _inline(ids: Iterable[int | None]) -> BindParameter[Any]:
+    """A list of ids written into the statement: thousands of parameters would cost more than the query."""
+    return bindparam(None, list(ids), type_=Integer(), expanding=True, literal_execute=True)
+
+
+def _of(containers: Iterable[Container]) -> ColumnElement[bool]:
+    """Whether a log row belongs to one of these containers."""
+    keys = [_key(container) for container in containers]
+    ids = _inline(c_id for c_id, job in keys if job is None and c_id is not None)
+    return or_(_LOG.c_id.in_(ids), and_(_LOG.c_id == 0, _LOG.name.in_([job for _, job in keys if job is not None])))
+
+
+def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool]:
+    """Whether a time stamp is one that Python can hold: not infinite, and in SQLite not mere text."""
+    if postgres:
+        return column.between(datetime(1900, 1, 1), datetime(9000, 1, 1))
+    return func.coalesce(func.strftime("%Y-%m-%d %H:%M:%S", column) == func.substr(column, 1, 19), false())
+
+
+def _is_sound(postgres: bool) -> ColumnElement[bool]:
+    """Whether a log row is none of the malformed ones; never NULL."""
+    return and_(
+        _LOG.ts.is_not(None),
+        _is_moment(_LOG.ts, postgres),
+        func.coalesce(_LOG.backup_id, "") != "",
+        func.coalesce(_LOG.state, "").in_(("start", "end")),
+    )
+
+
+def _runs(rows: ColumnElement[bool]) -> Select[Any]:
+    """The log's rows, grouped into runs: earliest start, latest end, and all that was said."""
+    job = case((_LOG.c_id == 0, _LOG.name))
+    said = func.replace(case((_LOG.err_msg != "", _LOG.err_msg)), _SEPARATOR, " ")
+    return (
+        select(
+            _LOG.c_id,
+            job.label("job"),
+            _LOG.backup_id,
+            func.max(_LOG.backup_type).label("type"),
+            func.min(case((_LOG.state == "start", _LOG.ts))).label("started"),
+            func.max(case((_LOG.state == "end", _LOG.ts))).label("ended"),
+            func.aggregate_strings(said, _SEPARATOR).label("messages"),
+        )
+        .where(rows, _LOG.c_id.is_not(None))
+        .group_by(_LOG.c_id, job, _LOG.backup_id)
+    )
+
+
+# --- What --check-config asks ---------------------------------------------------------------------------
+
+
+def read_nothing(session: Session) -> Iterator[str]:
+    """Ask for no rows of all that the audit reads, to learn whether it may; yields each table that it may."""
+    for columns in (
+        (_CONTAINERS.id, _CONTAINERS.name, _CONTAINERS.data, _CONTAINERS.ts),
+        (_STATES.id, _STATES.c_id, _STATES.name, _STATES.state),
+        (_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.err_msg, _LOG.ts),
+    ):
+        session.execute(select(*columns).where(false())).all()
+        yield columns[0].table.name
+
+
+def read_clock(session: Session) -> datetime:
+    """The server's clock (this host's for SQLite), aware UTC."""
+    postgres = session.connection().dialect.name == "postgresql"
+    now: datetime = session.execute(select(_clock(postgres, None))).scalar_one()
+    return now.replace(tzinfo=UTC)
+
+
+def read_newest(session: Session) -> datetime | None:
+    """The time stamp of the row that was logged last, in the log's naive local time."""
+    return session.execute(select(_LOG.ts).order_by(_LOG.id.desc()).limit(1)).scalar()

@@ -1,0 +1,399 @@
+#!/usr/bin/env python3
+"""Backup Audit: does every database container of a DB4Sci site have the backup that its owner chose?
+
+Reads the backup log in DB4Sci's administrative database, judges every container, writes the answer as a
+Prometheus textfile, and prints what needs attention. It never writes to the database, and it takes no
+backup itself. Exit status: 0 all well, 1 the worst verdict is a warning, 2 it is critical, 3 the audit
+could not be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import ArgumentError
+
+import admin_db
+import metrics
+import report
+import settings as configuration
+from policy import UTC, Audit, Container, judge, stamp, utc_from_local
+from settings import Settings, SettingsError
+
+VERSION = "1.0.0"
+NOT_DONE = 3
+DEFAULT_CONFIG = Path(__file__).resolve().parent / "mydb_config.py"
+
+
+_Result = tuple[int, Iterable[str]]
+"""An exit status, and the lines to print."""
+
+
+class NotDone(Exception):
+    """The audit cannot be completed; the text is `<problem>: <what to do>`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, and whose exit status is ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Complain about bad usage on one line, and exit with status 3."""
+        self.exit(NOT_DONE, f"backup_audit: {message}: see backup_audit.py --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name); gives back the exit status."""
+    started = time.monotonic()
+    try:
+        options = _parse(argv)
+    except SystemExit as exit_:  # --help, --version and bad usage
+        return int(exit_.code or 0)
+    status, lines = _check_config(options) if options.check_config else _run(options, started)
+    try:
+        for line in lines:
+            print(line)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # `| head` has read enough: what the interpreter flushes at its end must find a listener
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="backup_audit.py",
+        description="Check that every database container of a DB4Sci site has the backup it was promised.",
+        epilog="Exit status: 0 all well, 1 warning, 2 critical, 3 the audit could not be done.",
+    )
+    add = parser.add_argument
+    add("containers", nargs="*", metavar="CONTAINER", help="show these containers in detail (name or c_id)")
+    add("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="settings (default: mydb_config.py here)")
+    add("--at", metavar="TIME", help="the audit as of that moment (ISO 8601; without offset: in db_timezone)")
+    add("--output", metavar="FILE", help="write the textfile there instead; - is stdout")
+    add("--json", action="store_true", help="print the report as JSON")
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("-v", "--verbose", action="store_true", help="always list all containers")
+    talk.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--check-config", action="store_true", help="check settings, connection and files step by step, and stop")
+    add("--version", action="version", version=f"Backup Audit {VERSION}")
+    options = parser.parse_args(argv)
+    if options.output and options.containers:
+        parser.error("--output goes with the full audit, not with CONTAINER")
+    if options.output == "-" and options.json:
+        parser.error("--output - and --json both want stdout")
+    return options
+
+
+@dataclass
+class _RunRecord:
+    """What the run file will tell of this run."""
+
+    prometheus_file: Path | None = None
+    mode: int = 0o644
+    success: bool = False
+    clock_skew: float | None = None
+
+
+def _run(options: argparse.Namespace, started: float) -> _Result:
+    """Do what was asked. Whatever keeps it from being done becomes one line, and a failure in the run file."""
+    record = _RunRecord()
+    lines: Iterable[str] = ()
+    try:
+        settings = configuration.load(options.config)
+        record.prometheus_file, record.mode = settings.prometheus_file, settings.textfile_mode
+        status, lines = _details(settings, options) if options.containers else _audit(settings, options, record)
+        record.success = True
+    except SettingsError as error:
+        record.prometheus_file = error.prometheus_file
+        status = _complain(options, *error.problems)
+    except (NotDone, admin_db.AdminDBError) as error:
+        status = _complain(options, str(error))
+    except KeyboardInterrupt as error:
+        status = _complain(options, f"stopped by {str(error) or 'SIGINT'}: run it again")
+    except Exception as error:  # an exit status of 1, Python's own, would mean "warning"
+        problem = f"unexpected {type(error).__name__} ({error})"
+        status = _complain(options, f"{problem}: please report it, with what --debug prints")
+    if record.prometheus_file and not (options.at or options.output or options.containers):
+        try:
+            _write_run_file(record, started)
+        except NotDone as error:
+            status = _complain(options, str(error)) if record.success else NOT_DONE
+    return status, lines
+
+
+def _complain(options: argparse.Namespace, *problems: str) -> int:
+    if options.debug:
+        traceback.print_exc()
+    for problem in problems:
+        print(f"backup_audit: {report.clean(problem)}", file=sys.stderr)
+    return NOT_DONE
+
+
+# --- The audit -----------------------------------------------------------------------------------------
+
+
+def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) -> _Result:
+    """The full audit: read, judge, publish, report."""
+    engine = _engine(settings)
+    with admin_db.audit_session(engine) as session:
+        reader = admin_db.AuditReader(session, settings.rules, _moment(options.at, settings))
+        audit = judge_site(reader, settings, record)
+    database = admin_db.describe(engine)
+    if options.output == "-":
+        exposition = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics)).decode()
+        return audit.severity, exposition.removesuffix("\n").split("\n")
+    if options.output or not options.at:
+        path = Path(options.output) if options.output else settings.prometheus_file
+        _write(path, settings.textfile_mode, metrics.audit_families(audit, settings.legacy_metrics))
+    if options.json:
+        return audit.severity, [report.as_json(audit, database, VERSION, settings.rules.max_runtime)]
+    if options.quiet:
+        return audit.severity, ()
+    everything = options.verbose or _is_terminal()
+    return audit.severity, report.table(audit, _style(settings), database, settings.rules.window, everything)
+
+
+def judge_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRecord) -> Audit:
+    """Read the site and judge every container, from the recent log where that is enough."""
+    rules = settings.rules
+    asked = datetime.now(UTC)
+    site = reader.site(timedelta(days=max(settings.history_days, admin_db.RECENT_DAYS)))
+    if not reader.at:
+        record.clock_skew = (asked + (datetime.now(UTC) - asked) / 2 - site.now).total_seconds()
+    if not site.containers and not settings.allow_empty:
+        raise NotDone("no active container in the admin database: check admindb_name, or set allow_empty = True")
+    log = reader.recent(site)
+    verdicts = [judge(container, log.of(container), site.now, rules) for container in _audited(site, settings)]
+    if not log.whole:
+        doubtful = [verdict for verdict in verdicts if not verdict.settled]
+        whole = reader.whole(site.now, doubtful) if doubtful else log
+        verdicts = [
+            verdict if verdict.settled else judge(verdict.container, whole.of(verdict.container), site.now, rules)
+            for verdict in verdicts
+        ]
+    return Audit(site.now, verdicts, log.malformed, log.future, log.newest)
+
+
+def _audited(site: admin_db.Site, settings: Settings) -> list[Container]:
+    """The active containers and the extra jobs, which are audited as if they were containers."""
+    jobs = {(0, name): Container(0, name, policy) for name, policy in settings.extra_jobs.items()}
+    return [c for c in site.containers if (c.c_id, c.name) not in jobs] + list(jobs.values())
+
+
+def _details(settings: Settings, options: argparse.Namespace) -> _Result:
+    """The containers named on the command line, with all that led to their verdicts."""
+    rules = settings.rules
+    engine = _engine(settings)
+    with admin_db.audit_session(engine) as session:
+        reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
+        site = reader.site(timedelta(days=admin_db.RECENT_DAYS))
+        chosen = _choose(_audited(site, settings), options.containers)
+        log = reader.runs(site.now, chosen)
+    verdicts = [judge(container, log.of(container), site.now, rules) for container in chosen]
+    audit = Audit(site.now, verdicts)
+    histories = [log.of(container) for container in chosen]
+    if options.json:
+        database = admin_db.describe(engine)
+        return audit.severity, [report.as_json(audit, database, VERSION, rules.max_runtime, histories)]
+    if options.quiet:
+        return audit.severity, ()
+    return audit.severity, report.details(audit, histories, _style(settings), rules.max_runtime)
+
+
+def _choose(containers: list[Container], wanted: Iterable[str]) -> list[Container]:
+    chosen: list[Container] = []
+    for word in wanted:
+        found = [c for c in containers if c.name == word] or [c for c in containers if c.c_id and str(c.c_id) == word]
+        if not found:
+            names = sorted({container.name for container in containers})
+            close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "run backup_audit.py -v for all names"
+            raise NotDone(f"no active container is called {word}: {hint}")
+        chosen += [container for container in found if container not in chosen]
+    return chosen
+
+
+def _moment(text: str | None, settings: Settings) -> datetime | None:
+    """The moment of --at, aware UTC."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text.strip()))
+        if not 1971 <= moment.year <= 8999:
+            raise ValueError
+    except ValueError:
+        raise NotDone(f"--at {text} is no time: use ISO 8601, such as 2026-03-14T07:00") from None
+    return moment.astimezone(UTC) if moment.tzinfo else utc_from_local(moment, settings.db_timezone)
+
+
+def _engine(settings: Settings) -> Engine:
+    libpq = dict(settings.libpq_options)
+    if settings.pgpass_file:
+        libpq["passfile"] = str(settings.pgpass_file)
+    url = settings.database_url or admin_db.postgres_url(
+        settings.container_host, settings.mydb_admin_port, settings.admindb_name, settings.admin_user
+    )
+    try:
+        return admin_db.make_engine(
+            url,
+            read_only=True,
+            connect_timeout=settings.connect_timeout,
+            query_timeout=settings.query_timeout,
+            libpq=libpq,
+        )
+    except (ArgumentError, ValueError):
+        raise NotDone("database_url cannot be understood: write it as postgresql://user@host:port/name") from None
+
+
+# --- Files and terminal --------------------------------------------------------------------------------
+
+
+def _write(path: Path, mode: int, families: Iterable[metrics.Family]) -> None:
+    try:
+        metrics.write_textfile(path, families, mode)
+    except OSError as error:
+        advice = {
+            FileNotFoundError: f"create the folder {path.parent}",
+            NotADirectoryError: f"{path.parent} must be a folder",
+            PermissionError: f"let this user write to the folder {path.parent}",
+            IsADirectoryError: "name a file, not a folder",
+        }.get(type(error), "check the folder and its disk")
+        raise NotDone(f"cannot write {path} ({error.strerror}): {advice}") from error
+
+
+def _write_run_file(record: _RunRecord, started: float) -> None:
+    assert record.prometheus_file
+    families = metrics.run_families(
+        record.success, time.time(), time.monotonic() - started, record.clock_skew, VERSION
+    )
+    _write(metrics.run_file(record.prometheus_file), record.mode, families)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _style(settings: Settings) -> report.Style:
+    terminal = _is_terminal()
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
+    width = shutil.get_terminal_size().columns if terminal else 80
+    return report.Style(settings.db_timezone, max(width, 60), colour, cut=terminal)
+
+
+# --- --check-config ------------------------------------------------------------------------------------
+
+
+def _check_config(options: argparse.Namespace) -> _Result:
+    """Try, step by step, all that an audit needs, and change nothing. The first step that fails is the last."""
+    lines = []
+    try:
+        for step, result in _checks(options.config):
+            lines.append(f"ok      {step}: {report.clean(result)}")
+    except SettingsError as error:
+        return NOT_DONE, [f"FAILED  settings: {report.clean(problem)}" for problem in error.problems]
+    except (NotDone, admin_db.AdminDBError) as error:
+        return NOT_DONE, [*lines, f"FAILED  {report.clean(str(error))}"]
+    return 0, [*lines, "All is ready for the first audit."]
+
+
+def _checks(config: Path) -> Iterator[tuple[str, str]]:
+    settings = configuration.load(config)
+    yield "settings", f"{config} is valid"
+    engine = _engine(settings)
+    if settings.database_url is None:
+        yield "host", _reach(settings)
+    with admin_db.audit_session(engine) as session:
+        asked = datetime.now(UTC)
+        server = admin_db.read_clock(session)
+        yield "login", f"{admin_db.describe(engine)} lets us in, read-only"
+        tables = ", ".join(admin_db.read_nothing(session))
+        yield "tables", f"{tables}: all columns can be read"
+        yield "clock", _compare_clocks(asked, server)
+        newest = admin_db.read_newest(session)
+        yield "log", _judge_newest(newest, server, settings)
+    yield "textfile", _probe_folder(settings.prometheus_file)
+
+
+def _reach(settings: Settings) -> str:
+    host, port = settings.container_host, settings.mydb_admin_port
+    if host.startswith("/"):
+        return f"{host} is a folder of sockets"
+    try:
+        socket.create_connection((host, port), settings.connect_timeout).close()
+    except OSError as error:
+        raise NotDone(
+            f"host: {host}:{port} cannot be reached ({error}): check container_host, mydb_admin_port and the firewall"
+        ) from None
+    return f"{host}:{port} can be reached"
+
+
+def _compare_clocks(here: datetime, server: datetime) -> str:
+    skew = (here - server).total_seconds()
+    if abs(skew) < 60:
+        return f"this host and the server differ by {abs(skew):.1f} s"
+    return f"this host is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server: check NTP on both"
+
+
+def _judge_newest(newest: datetime | None, now: datetime, settings: Settings) -> str:
+    if newest is None:
+        return "the backup log is empty, or its last row has no time stamp"
+    moment = utc_from_local(newest, settings.db_timezone)
+    text = f"newest row {stamp(moment, settings.db_timezone)}"
+    if moment > now + timedelta(minutes=5):
+        return f"{text} lies in the future: db_timezone is probably wrong"
+    return f"{text} ({(now - moment) / timedelta(hours=1):.1f} h ago)"
+
+
+def _probe_folder(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        raise NotDone(f"textfile: the folder {folder} does not exist: create it, and let this user write to it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise NotDone(f"textfile: the folder {folder} is not writable: let this user write to it")
+    if path.exists() and not path.is_file():
+        raise NotDone(f"textfile: {path} is not a regular file: name another")
+    return f"{path} can be written"
+
+
+# --- As a program --------------------------------------------------------------------------------------
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _prepare_process() -> None:
+    """Make ready for cron and systemd: closed standard streams, an ASCII locale, being told to stop."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # else a socket or the textfile would get the number of stdout
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _stop)
+
+
+if __name__ == "__main__":
+    _prepare_process()
+    sys.exit(main())

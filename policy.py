@@ -1,0 +1,395 @@
+"""The rules: from a container's promise and its runs to one verdict (SPEC section 2).
+
+Everything here is a pure function of its arguments. This module reads no clock, no database and no
+settings file, and it imports the standard library only. Every datetime is aware UTC unless its name
+says `local`; `now` is always passed in.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone, tzinfo
+
+UTC = timezone.utc
+HOUR = timedelta(hours=1)
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+"""Stands in for the creation of a container whose creation is not known."""
+
+FUTURE_TOLERANCE = timedelta(minutes=5)
+"""How far ahead of `now` a log row may be stamped before it counts as future."""
+
+# `err_msg` is not empty on success: it then holds the beginning of a progress message, in which names
+# chosen by users appear ("failed-trials", "error_tracking"). So a word alone proves nothing; its place in
+# the line does.
+_TROUBLE = (
+    r"(?:errors?|exception|fatal|panic|failed|failure|cannot|can't|can not|couldn't|could not|unable to"
+    r"|invalid|denied|refused|no such|not found|no space left|out of memory|killed|aborted|timed? ?out)"
+)
+_QUOTED_OR_PLAIN = r"""(?:[^"'\n]|"[^"\n]*"|'[^'\n]*')*?"""
+DEFAULT_ERROR_PATTERN = r"(?im)^[ \t]*(?:%s)" % "|".join(
+    (
+        # MariaDB Backup error.  Container: sales
+        r"\w+ backup (?:error|exception|failed|failure)\b",
+        # Error message: ..., Exception: ..., botocore.exceptions.ClientError: ..., FATAL: ...
+        r"(?:error message|[\w.]*(?:error|exception)|fatal|failed|failure|panic)[ \t]*:",
+        r"(?:an error occurred|fatal error|error response from|traceback \(most recent)",
+        # pg_dump: error: ..., /bin/cp: cannot stat ..., but no word in quotes and no mere warning
+        rf"[\w./-]+: (?!\W*(?:warning|note|info)\b){_QUOTED_OR_PLAIN}\b{_TROUBLE}(?![\w.-])",
+        # mongodump's time stamp, a tab, Failed: ...
+        r"[\d:.T+-]{19,}Z?\s+(?:failed|error|fatal|panic)\b",
+        # upload failed: ... to s3://..., OCI runtime exec failed: ...
+        r"(?:upload|download|copy|move|(?:\w+ ){0,4}exec) failed:",
+        r"(?:no such|no space left|unable to|could not|cannot|permission denied|access denied|killed$)",
+    )
+)
+"""Marks an `err_msg` as an error; a Python regular expression, searched for in each message."""
+
+
+class Outcome(str, enum.Enum):
+    """What became of one run."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RUNNING = "running"
+    STALLED = "stalled"
+
+
+class Status(str, enum.Enum):
+    """What a container's backups look like now, in the order in which the rules are tried."""
+
+    NO_POLICY = "no_policy"
+    EXEMPT = "exempt"
+    RUNNING = "running"
+    FAILED = "failed"
+    STALLED = "stalled"
+    OK = "ok"
+    NEW = "new"
+    PAUSED = "paused"
+    LATE = "late"
+    MISSED = "missed"
+
+    @property
+    def severity(self) -> int:
+        """0 = OK, 1 = warning, 2 = critical."""
+        return _SEVERITY[self]
+
+
+_SEVERITY = {
+    Status.NO_POLICY: 2,
+    Status.EXEMPT: 0,
+    Status.RUNNING: 1,
+    Status.FAILED: 2,
+    Status.STALLED: 2,
+    Status.OK: 0,
+    Status.NEW: 0,
+    Status.PAUSED: 1,
+    Status.LATE: 1,
+    Status.MISSED: 2,
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings that verdicts depend on; the defaults are those of SPEC section 3."""
+
+    zone: tzinfo = UTC
+    weekly_day: int = 5  # Monday is 0
+    window: timedelta = 24 * HOUR
+    grace: timedelta = 6 * HOUR
+    max_runtime: timedelta = 24 * HOUR
+    policies: Mapping[str, timedelta] = field(default_factory=dict)
+    error_pattern: re.Pattern[str] = re.compile(DEFAULT_ERROR_PATTERN)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One backup run: the log rows that share `c_id` and `backup_id`."""
+
+    backup_id: str
+    type: str
+    started: datetime
+    ended: datetime | None = None
+    error: str | None = None
+    """The `err_msg` that reports an error, or None."""
+    start_logged: bool = True
+    """False if only `end` rows are known; `started` is then the moment of the end."""
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long the run took; None if that is not known. Never negative."""
+        if self.ended is None or not self.start_logged or self.ended < self.started:
+            return None
+        return self.ended - self.started
+
+    def outcome(self, now: datetime, max_runtime: timedelta) -> Outcome:
+        """What became of the run, as far as is known at `now`."""
+        if self.error is not None:
+            return Outcome.FAILED
+        if self.ended is not None:
+            return Outcome.SUCCEEDED
+        return Outcome.RUNNING if now - self.started < max_runtime else Outcome.STALLED
+
+
+@dataclass(frozen=True)
+class Container:
+    """An active container, or a site-wide job of the setting `extra_jobs` (then `c_id` is 0)."""
+
+    c_id: int | None
+    name: str
+    policy: str | None = None
+    """BACKUP_FREQ as its owner wrote it; None if there is none."""
+    engine: str | None = None
+    state: str | None = "running"
+    owner: str | None = None
+    contact: str | None = None
+    created: datetime | None = None
+    has_metadata: bool = True
+    """False if `containers` has no row of this container."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the backup that a container was promised exists, and why we say so."""
+
+    container: Container
+    status: Status
+    reason: str
+    policy: str
+    """The policy's proper name (`Daily` for ` daily `), or the owner's words if it is unknown."""
+    due: datetime | None = None
+    """The moment by which a newer successful run must have started; None without a schedule."""
+    last_run: Run | None = None
+    last_outcome: Outcome | None = None
+    last_success: Run | None = None
+    note: str | None = None
+    """A suspicion that is not a status."""
+
+    @property
+    def severity(self) -> int:
+        """0 = OK, 1 = warning, 2 = critical."""
+        return self.status.severity
+
+    @property
+    def settled(self) -> bool:
+        """Whether this verdict may stand when only the recent part of the log has been read.
+
+        Only a good backup that is wholly in sight proves anything from a part of the log; so does a
+        promise that was never made. All else (late, missed, new, failed, ...) may look different once
+        the whole history has been read.
+        """
+        if self.status in (Status.EXEMPT, Status.NO_POLICY):
+            return True
+        return self.status is Status.OK and self.last_success is not None and self.last_success.start_logged
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that one audit found, before anybody formats it."""
+
+    now: datetime
+    """The moment that every verdict is about."""
+    verdicts: list[Verdict]
+    malformed: int = 0
+    """Log rows ignored because they have no time, no backup_id or no proper state."""
+    future: int = 0
+    """Log rows ignored because they are stamped more than five minutes after `now`."""
+    newest_row: datetime | None = None
+    """The newest log row of the whole site that is not in the future."""
+
+    @property
+    def severity(self) -> int:
+        """The worst severity of all: 0 = OK, 1 = warning, 2 = critical."""
+        return max((verdict.severity for verdict in self.verdicts), default=0)
+
+    def counts(self) -> dict[Status, int]:
+        """Containers by status; every status is there."""
+        counts = dict.fromkeys(Status, 0)
+        for verdict in self.verdicts:
+            counts[verdict.status] += 1
+        return counts
+
+    def silent(self, window: timedelta) -> bool:
+        """Whether the whole site logged nothing for so long: then the backup job itself has not run."""
+        return self.newest_row is None or self.now - self.newest_row > window
+
+
+def utc_from_local(local: datetime, zone: tzinfo, not_before: datetime | None = None) -> datetime:
+    """The moment (aware UTC) that a naive local time of `zone` means.
+
+    A time that occurs twice, when clocks go back, is its first occurrence, unless that lies before
+    `not_before` (the start of the run that this end belongs to) and the second does not.
+    """
+    if zone is UTC:
+        return local.replace(tzinfo=UTC)
+    first = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    if not_before is None or first >= not_before:
+        return first
+    second = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    return second if second >= not_before else first
+
+
+def last_local(moment: datetime, zone: tzinfo) -> datetime:
+    """The latest naive local time that `utc_from_local` does not place after `moment`.
+
+    While the clock runs through an hour for the second time, that is the end of this hour: all of its
+    times are taken for their first occurrence.
+    """
+    local = moment.astimezone(zone)
+    naive = local.replace(tzinfo=None, fold=0)
+    if local.fold == 0:
+        return naive
+    minute = timedelta(minutes=1)
+    naive = naive.replace(second=0, microsecond=0)
+    while utc_from_local(naive + minute, zone) <= moment:
+        naive += minute
+    return naive + minute - timedelta.resolution
+
+
+def known_policy(text: str | None, rules: Rules) -> str | None:
+    """The proper name of a backup policy, or None if `text` is none of the known values.
+
+    Letter case and surrounding blanks do not matter. `None` (the word) is `Never`.
+    """
+    if text is None:
+        return None
+    word = text.strip().casefold()
+    if word in ("never", "none"):
+        return "Never"
+    for name in ("Daily", "Weekly", *rules.policies):
+        if word == name.strip().casefold():
+            return name
+    return None
+
+
+def due_at(policy: str, base: datetime, rules: Rules) -> datetime:
+    """The moment by which a run newer than `base` must have started, for a scheduled policy."""
+    if policy == "Daily":
+        return base + rules.window
+    if policy == "Weekly":
+        return next_weekly_midnight(base, rules) + rules.window
+    return base + rules.policies[policy]
+
+
+def next_weekly_midnight(base: datetime, rules: Rules) -> datetime:
+    """The first midnight of `weekly_day` in the log's zone strictly after `base`."""
+    local = base.astimezone(rules.zone)
+    day = datetime(local.year, local.month, local.day)
+    day += timedelta(days=(rules.weekly_day - day.weekday()) % 7)
+    midnight = utc_from_local(day, rules.zone)
+    return midnight if midnight > base else utc_from_local(day + timedelta(days=7), rules.zone)
+
+
+def find_error(messages: Iterable[str], pattern: re.Pattern[str]) -> str | None:
+    """The first of a run's messages that reports an error, or None."""
+    return next((message for message in messages if pattern.search(message)), None)
+
+
+def by_start(run: Run) -> tuple[datetime, str]:
+    """The order of runs: by start, and by `backup_id` where two started at the same moment."""
+    return run.started, run.backup_id
+
+
+def judge(container: Container, runs: Iterable[Run], now: datetime, rules: Rules) -> Verdict:
+    """The verdict on one container at `now`, from its runs in any order. SPEC section 2, rule by rule."""
+    newest = concluded = success = None
+    newest_outcome = concluded_outcome = None
+    for run in sorted(runs, key=by_start, reverse=True):
+        outcome = run.outcome(now, rules.max_runtime)
+        if newest is None:
+            newest, newest_outcome = run, outcome
+        if concluded is None and outcome is not Outcome.RUNNING:
+            concluded, concluded_outcome = run, outcome
+        if outcome is Outcome.SUCCEEDED:
+            success = run
+            break
+
+    policy = known_policy(container.policy, rules)
+    due = None
+    if policy is not None and policy != "Never":
+        due = due_at(policy, success.started if success else container.created or LONG_AGO, rules)
+
+    def verdict(status: Status, reason: str) -> Verdict:
+        name = policy or (container.policy or "").strip()
+        return Verdict(container, status, reason, name, due, newest, newest_outcome, success)
+
+    if policy is None:
+        return verdict(Status.NO_POLICY, _why_no_policy(container))
+    if due is None:
+        return verdict(Status.EXEMPT, "no backups wanted (policy Never)")
+    fine = due > now and concluded_outcome in (None, Outcome.SUCCEEDED)
+    if newest and newest_outcome is Outcome.RUNNING and not (fine and concluded):
+        before = _why_not_fine(concluded, concluded_outcome, success, rules)
+        return verdict(Status.RUNNING, f"running since {_since(newest.started, now, rules)}; {before}")
+    if concluded and concluded_outcome is Outcome.FAILED:
+        return verdict(Status.FAILED, f"the run of {_since(concluded.started, now, rules)} failed: {concluded.error}")
+    if concluded and concluded_outcome is Outcome.STALLED:
+        limit = _hours(rules.max_runtime)
+        reason = f"the run of {_since(concluded.started, now, rules)} has not ended, {limit} are allowed"
+        return verdict(Status.STALLED, reason)
+    if fine and success:
+        return verdict(Status.OK, f"backed up {_since(success.started, now, rules)}, next due {stamp(due, rules.zone)}")
+    if fine:
+        created = _since(container.created or LONG_AGO, now, rules)
+        return verdict(Status.NEW, f"created {created}, first backup due {stamp(due, rules.zone)}")
+    reason = _why_overdue(container, success, due, now, rules, policy)
+    if container.state != "running":
+        return verdict(Status.PAUSED, f"state is {container.state or 'unknown'}; {reason}")
+    deadline = due + rules.grace
+    return verdict(Status.LATE if now < deadline else Status.MISSED, reason)
+
+
+def _why_no_policy(container: Container) -> str:
+    if not container.has_metadata:
+        return "no metadata: the table containers has no row of this container"
+    if container.policy is None:
+        return "no backup policy: BACKUP_FREQ is missing or not text"
+    return f"unknown backup policy '{container.policy.strip()}'"
+
+
+def _why_not_fine(
+    concluded: Run | None, outcome: Outcome | None, success: Run | None, rules: Rules
+) -> str:
+    if concluded and outcome in (Outcome.FAILED, Outcome.STALLED):
+        return f"the run before, of {stamp(concluded.started, rules.zone)}, {outcome.value}"
+    if success:
+        return f"last good backup {stamp(success.started, rules.zone)}"
+    return "no good backup yet"
+
+
+def _why_overdue(
+    container: Container, success: Run | None, due: datetime, now: datetime, rules: Rules, policy: str
+) -> str:
+    schedule = f"due {stamp(due, rules.zone)}"
+    if policy != "Weekly":
+        schedule = f"due every {_hours(rules.policies.get(policy, rules.window))}"
+    if success:
+        return f"no backup since {stamp(success.started, rules.zone)} ({_ago(success.started, now)}, {schedule})"
+    if container.created is None:
+        return f"no backup ever ({schedule})"
+    created = stamp(container.created, rules.zone)
+    return f"no backup ever, created {created} ({_ago(container.created, now)}, {schedule})"
+
+
+def stamp(moment: datetime, zone: tzinfo) -> str:
+    """A moment as people read it: `2026-03-13 18:07 UTC`."""
+    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _since(moment: datetime, now: datetime, rules: Rules) -> str:
+    return f"{stamp(moment, rules.zone)} ({_ago(moment, now)})"
+
+
+def _ago(moment: datetime, now: datetime) -> str:
+    if moment > now:
+        return f"in {_hours(moment - now)}"
+    return f"{_hours(now - moment)} ago"
+
+
+def _hours(span: timedelta) -> str:
+    hours = span / HOUR
+    if hours >= 1000:
+        return f"{hours / 24:,.0f} days"
+    return f"{hours:.1f}".removesuffix(".0") + " h"

@@ -1,0 +1,292 @@
+"""From verdicts to what people and programs read: the table, a container's details, JSON (SPEC section 4).
+
+This module decides nothing and prints nothing; it gives back text. Whatever came out of the database is
+made harmless first: control characters and escape sequences are spelt out, passwords are masked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+
+from policy import HOUR, UTC, Audit, Outcome, Run, Status, Verdict, by_start, stamp
+
+RUNS_SHOWN = 10
+SEVERITIES = ("ok", "warning", "critical")
+_COLOURS = {0: "32", 1: "33", 2: "31;1"}
+_INDENT = " " * 10
+_WORST_FIRST = (
+    *(Status.MISSED, Status.FAILED, Status.STALLED, Status.NO_POLICY),
+    *(Status.LATE, Status.PAUSED, Status.RUNNING),
+    *(Status.NEW, Status.OK, Status.EXEMPT),
+)
+_PASSWORDS = (
+    # password=..., "DB_PASS": "...", --password ...
+    re.compile(
+        r"""(?i)([\w-]*(?:password|passwd|passphrase|pass|pwd|secret|token|access_key)\w*["']?(?:\s*[=:]\s*|\s+(?=["'])))"""
+        r"""("[^"]*"?|'[^']*'?|[^\s"',;&]+)"""
+    ),
+    re.compile(r"(?i)(--password\s+)(\S+)"),
+    re.compile(r"((?<!\S)-p)([^\s-]\S*)"),  # mysqldump's -pSECRET
+    re.compile(r"(://[^\s:/@]*:)([^\s@]+)(?=@)"),  # scheme://user:SECRET@host
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How to print for one reader: the zone of times, the width of a line, whether colours are wanted, and
+    whether long names are cut to fit."""
+
+    zone: tzinfo = UTC
+    width: int = 80
+    colour: bool = False
+    cut: bool = False
+
+
+def clean(text: str | None) -> str:
+    """Text on one line, with passwords masked and everything that a terminal might obey spelt out."""
+    line = mask(" ".join((text or "").split()))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def mask(text: str) -> str:
+    """Text with whatever looks like a password replaced by `*****`."""
+    for pattern in _PASSWORDS:
+        text = pattern.sub(r"\1*****", text)
+    return text
+
+
+def table(audit: Audit, style: Style, database: str, window: timedelta, everything: bool = True) -> Iterator[str]:
+    """The lines of the report: what concerns the whole site, the containers (worst first), the summary.
+
+    Without `everything` only the containers that need attention are listed, and nothing at all comes
+    back where there is nothing to say.
+    """
+    listed = [verdict for verdict in _sorted(audit.verdicts) if everything or verdict.severity > 0 or verdict.note]
+    alarms = list(_site_alarms(audit, style, window))
+    if not (everything or listed or alarms):
+        return
+    for alarm in alarms:
+        yield _paint(alarm, 2, style)
+    yield f"Backup Audit of {clean(database)}, {stamp(audit.now, style.zone)}"
+    if listed:
+        yield ""
+        yield from _rows(listed, audit.now, style)
+    yield ""
+    yield from _ignored(audit)
+    yield summary(audit)
+
+
+def summary(audit: Audit) -> str:
+    """The last line of the report: containers by status, worst first."""
+    counts = audit.counts()
+    parts = [f"{counts[status]} {status.value}" for status in _WORST_FIRST if counts[status]]
+    number = len(audit.verdicts)
+    return f"{number} container{'s' * (number != 1)}: {', '.join(parts) or 'nothing to audit'}"
+
+
+def _site_alarms(audit: Audit, style: Style, window: timedelta) -> Iterator[str]:
+    if audit.silent(window):
+        last = f"since {stamp(audit.newest_row, style.zone)}" if audit.newest_row else "ever"
+        yield f"The whole site logged no backup run {last}: DB4Sci's own backup job has probably not run."
+    if audit.future:
+        yield f"{_rows_of(audit.future)} stamped in the future and ignored: db_timezone is probably wrong."
+
+
+def _ignored(audit: Audit) -> Iterator[str]:
+    if audit.malformed:
+        yield (
+            f"{_rows_of(audit.malformed)} malformed and ignored (no ts, no backup_id, or a state other than"
+            " start and end): see the table backups."
+        )
+
+
+def _rows_of(count: int) -> str:
+    return f"{count} recent log row{'s are' if count != 1 else ' is'}"
+
+
+def _sorted(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    def key(verdict: Verdict) -> tuple[int, bool, int, datetime, str]:
+        due = verdict.due or datetime.max.replace(tzinfo=UTC)
+        return -verdict.severity, not verdict.note, _WORST_FIRST.index(verdict.status), due, verdict.container.name
+
+    return sorted(verdicts, key=key)
+
+
+def _rows(verdicts: list[Verdict], now: datetime, style: Style) -> Iterator[str]:
+    names = [clean(verdict.container.name) for verdict in verdicts]
+    name_width = max(9, *(_columns(name) for name in names))
+    if style.cut:
+        name_width = min(name_width, max(9, style.width - 58))
+    zone = now.astimezone(style.zone).tzname() or "local"
+    due_title = f"DUE ({zone})"
+    yield f"{'STATUS':9} {'C_ID':>5} {_fit('CONTAINER', name_width)} {'POLICY':7} {'LAST GOOD BACKUP':16} {due_title}"
+    for name, verdict in zip(names, verdicts):
+        c_id = "-" if verdict.container.c_id is None else str(verdict.container.c_id)
+        success = _minute(verdict.last_success.started if verdict.last_success else None, style.zone)
+        due = _minute(verdict.due, style.zone)
+        status = _paint(f"{verdict.status.value:9}", verdict.severity, style)
+        policy = _fit(clean(verdict.policy) or "-", 7)
+        yield f"{status} {c_id:>5} {_fit(name, name_width)} {policy} {success:16} {due:16}".rstrip()
+        if verdict.severity > 0:
+            yield from _wrap(clean(verdict.reason), style)
+        if verdict.note:
+            yield from _wrap(clean(verdict.note), style)
+
+
+def _wrap(text: str, style: Style) -> list[str]:
+    return textwrap.wrap(text, style.width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
+
+
+def _minute(moment: datetime | None, zone: tzinfo) -> str:
+    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M") if moment else "-"
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes: wide characters two, combining ones none."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _fit(text: str, width: int) -> str:
+    """Text padded to a width; what is too long ends in `~`."""
+    if _columns(text) > width:
+        while _columns(text) > width - 1:
+            text = text[:-1]
+        text += "~"
+    return text + " " * (width - _columns(text))
+
+
+def _paint(text: str, severity: int, style: Style) -> str:
+    return f"\033[{_COLOURS[severity]}m{text}\033[0m" if style.colour else text
+
+
+# --- One container -------------------------------------------------------------------------------------
+
+
+def details(audit: Audit, histories: Iterable[list[Run]], style: Style, max_runtime: timedelta) -> Iterator[str]:
+    """The lines about single containers, with all their runs: the verdict, what led to it, the last runs."""
+    for number, (verdict, runs) in enumerate(zip(audit.verdicts, histories)):
+        if number > 0:
+            yield ""
+        yield from _facts(verdict, style)
+        yield ""
+        yield from _run_lines(sorted(runs, key=by_start, reverse=True), audit.now, style, max_runtime)
+
+
+def _facts(verdict: Verdict, style: Style) -> Iterator[str]:
+    container = verdict.container
+    c_id = "without a c_id" if container.c_id is None else f"c_id {container.c_id}"
+    yield f"{clean(container.name)} ({c_id})"
+    owner = clean(container.owner) or "unknown"
+    facts = {
+        "verdict": f"{verdict.status.value} ({SEVERITIES[verdict.severity]})",
+        "reason": clean(verdict.reason),
+        "note": clean(verdict.note),
+        "policy": clean(verdict.policy) or "none",
+        "due": stamp(verdict.due, style.zone) if verdict.due else "never",
+        "state": clean(container.state) or "unknown",
+        "engine": clean(container.engine) or "unknown",
+        "owner": f"{owner}, {clean(container.contact)}" if container.contact else owner,
+        "created": stamp(container.created, style.zone) if container.created else "unknown",
+    }
+    for name, text in facts.items():
+        if text:
+            indent = f"  {name:9}"
+            first, *rest = textwrap.wrap(text, style.width, initial_indent=indent, subsequent_indent=" " * len(indent))
+            yield indent + _paint(first[len(indent) :], verdict.severity, style) if name == "verdict" else first
+            yield from rest
+
+
+def _run_lines(runs: list[Run], now: datetime, style: Style, max_runtime: timedelta) -> Iterator[str]:
+    if not runs:
+        yield "  no runs in the log"
+        return
+    zone = now.astimezone(style.zone).tzname() or "local"
+    yield f"  the last {min(len(runs), RUNS_SHOWN)} of {len(runs)} runs, times in {zone}"
+    yield f"  {'START':16} {'END':16} {'DURATION':>9}  {'TYPE':8} OUTCOME"
+    for run in runs[:RUNS_SHOWN]:
+        start = _minute(run.started if run.start_logged else None, style.zone)
+        outcome = run.outcome(now, max_runtime)
+        shown = _paint(outcome.value, {Outcome.SUCCEEDED: 0, Outcome.RUNNING: 1}.get(outcome, 2), style)
+        kind = _fit(clean(run.type) or "-", 8)
+        yield f"  {start:16} {_minute(run.ended, style.zone):16} {span(run.duration):>9}  {kind} {shown}"
+        if run.error:
+            yield from _wrap(clean(run.error), style)
+
+
+def span(duration: timedelta | None) -> str:
+    """A duration as people say it: `42 s`, `31 min`, `2.5 h`; `-` if it is not known."""
+    if duration is None:
+        return "-"
+    seconds = duration.total_seconds()
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{duration / HOUR:.1f} h"
+
+
+# --- JSON ----------------------------------------------------------------------------------------------
+
+
+def as_json(
+    audit: Audit, database: str, version: str, max_runtime: timedelta, runs: Iterable[list[Run]] | None = None
+) -> str:
+    """The report as one JSON document; `runs`, in the order of the verdicts, adds the last ones of each."""
+    containers = [_container_document(verdict, audit.now, max_runtime) for verdict in audit.verdicts]
+    for document, history in zip(containers, runs or ()):
+        last = sorted(history, key=by_start, reverse=True)[:RUNS_SHOWN]
+        document["runs"] = [_run_document(run, audit.now, max_runtime) for run in last]
+    head = {
+        "version": version,
+        "now": iso(audit.now),
+        "database": database,
+        "containers": {status.value: count for status, count in audit.counts().items()},
+        "rows_ignored": {"future": audit.future, "malformed": audit.malformed},
+    }
+    return json.dumps({"audit": head, "containers": containers}, indent=2)
+
+
+def _container_document(verdict: Verdict, now: datetime, max_runtime: timedelta) -> dict[str, Any]:
+    container = verdict.container
+    return {
+        "name": container.name,
+        "c_id": container.c_id,
+        "policy": verdict.policy,
+        "engine": container.engine,
+        "state": container.state,
+        "owner": container.owner,
+        "contact": container.contact,
+        "status": verdict.status.value,
+        "severity": verdict.severity,
+        "reason": mask(verdict.reason),
+        "due": iso(verdict.due),
+        "last_success": _run_document(verdict.last_success, now, max_runtime),
+        "last_run": _run_document(verdict.last_run, now, max_runtime),
+    }
+
+
+def _run_document(run: Run | None, now: datetime, max_runtime: timedelta) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    return {
+        "backup_id": run.backup_id,
+        "type": run.type,
+        "started": iso(run.started),
+        "ended": iso(run.ended),
+        "duration_seconds": run.duration.total_seconds() if run.duration is not None else None,
+        "outcome": run.outcome(now, max_runtime).value,
+        "error": mask(run.error) if run.error is not None else None,
+    }
+
+
+def iso(moment: datetime | None) -> str | None:
+    """A moment as ISO 8601 in UTC, ending in `Z`; None stays None."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
