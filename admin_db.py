@@ -8,13 +8,16 @@ whole nor `backups.command`: both hold passwords.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone, tzinfo
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -31,6 +34,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Select,
+    Subquery,
     Text,
     and_,
     bindparam,
@@ -43,6 +47,7 @@ from sqlalchemy import (
     func,
     literal,
     make_url,
+    null,
     or_,
     select,
     true,
@@ -59,14 +64,19 @@ from sqlalchemy.orm.attributes import flag_modified
 from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
 from policy import (
     FUTURE_TOLERANCE,
+    MICROSECOND,
     UTC,
     Container,
+    Past,
+    PastRun,
     Rules,
     Run,
     Verdict,
     find_error,
+    from_microseconds,
     known_policy,
     last_local,
+    microseconds,
     utc_from_local,
 )
 
@@ -120,6 +130,7 @@ def make_engine(
         connect_args=arguments,
         execution_options={**facts, **(snapshot if read_only else {})},
         use_native_hstore=False,  # saves a query of pg_type on the first connection
+        json_serializer=partial(json.dumps, ensure_ascii=False),  # an SQL_ASCII server refuses \\u escapes
         hide_parameters=True,
     )
 
@@ -210,15 +221,16 @@ _BY_TEXT = (
 def _explain(error: SQLAlchemyError, engine: Engine) -> tuple[str, str]:
     """What went wrong, and what to do about it, each on one line and without a password."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    said = " ".join(str(cause).split())
-    where = describe(engine)
+    lines = [" ".join(line.split()) for line in str(cause).splitlines()] or [type(cause).__name__]
+    # only one line: in the others a server quotes the statement, and with it values
+    said = lines[0]
     problem, advice = _BY_SQLSTATE.get(getattr(cause, "pgcode", None) or "", ("", ""))
     if not problem:
-        known = (entry[1:] for entry in _BY_TEXT if entry[0] in said)
-        problem, advice = next(known, ("the database failed", "see its log"))
+        known = ((line, entry) for entry in _BY_TEXT for line in lines if entry[0] in line)
+        said, (_, problem, advice) = next(known, (said, ("", "the database failed", "see its log")))
     passfile = Path(engine.get_execution_options()["passfile"])
     advice = advice.format(passfile=passfile, passfile_advice=passfile_advice(passfile))
-    return f"{where}: {problem} ({said})", advice
+    return f"{describe(engine)}: {problem} ({said})", advice
 
 
 def describe(engine: Engine) -> str:
@@ -445,6 +457,9 @@ SMALL_LOG = 20_000
 PROBES = 64
 PROBE_ROWS = 16
 
+PAST_MARGIN = timedelta(days=3)
+"""A run longer than this is not recognised when it straddles the beginning of a period."""
+
 _SEPARATOR = "\x1e"  # between the messages of a run; inside of a message it becomes a blank
 _CONTAINERS = ContainerRow.__table__.c
 _STATES = ContainerState.__table__.c
@@ -488,6 +503,69 @@ def _key(container: Container) -> _Key:
     return container.c_id, container.name if container.c_id == 0 else None
 
 
+class PastLog:
+    """The runs of many containers over a longer period; a container's are unpacked when they are asked for."""
+
+    def __init__(self, rows: Iterable[Sequence[Any]], since: datetime, rules: Rules) -> None:
+        self._since = microseconds(since)
+        self._clock = _LocalClock(rules.zone)
+        self._errors = _Errors(rules.error_pattern)
+        self._groups: dict[_Key, list[tuple[str | None, bool, str, str | None]]] = {}
+        for c_id, job, messages, unended, moments, ids in rows:
+            self._groups.setdefault((c_id, job), []).append((messages, unended, moments, ids))
+
+    def of(self, container: Container) -> Past:
+        """The runs of one container that started in the period, in brief."""
+        past = Past([], [])
+        for messages, unended, moments, ids in self._groups.get(_key(container), ()):
+            group = past.others if unended or self._errors[messages] is not None else past.succeeded
+            group += self._unpack(moments, unended, ids)
+        return past
+
+    def c_ids(self) -> set[int]:
+        """The containers that the log knows in this period."""
+        return {c_id for c_id, _ in self._groups if c_id}
+
+    def _unpack(self, moments: str, unended: bool, ids: str | None) -> Iterator[PastRun]:
+        numbers = list(map(int, moments.split()))
+        starts: Iterable[int] = numbers if unended else numbers[::2]
+        ends: Iterable[int] = repeat(0) if unended else numbers[1::2]
+        names: Iterable[str] = repeat("") if ids is None else ids.split(_SEPARATOR)
+        for start, end, name in zip(starts, ends, names, strict=False):  # `repeat` has no end
+            started = self._clock.utc(start)
+            if started >= self._since:
+                yield started, self._clock.utc(end, not_before=start) if end else None, name
+
+
+class _LocalClock:
+    """`utc_from_local` for great numbers of times, in microseconds: most days have one offset from UTC."""
+
+    _DAY = timedelta(days=1) // MICROSECOND
+
+    def __init__(self, zone: tzinfo) -> None:
+        self._zone = zone
+        self._offsets: dict[int, int | None] = {}
+
+    def utc(self, local: int, not_before: int | None = None) -> int:
+        """The moment that a local time means; `not_before` is the local start of the run that it ends."""
+        if self._zone is UTC:
+            return local
+        day = local // self._DAY
+        if day not in self._offsets:
+            first, last = self._exact(day * self._DAY), self._exact((day + 1) * self._DAY)
+            self._offsets[day] = first - day * self._DAY if last - first == self._DAY else None
+        offset = self._offsets[day]
+        return local + offset if offset is not None else self._exact(local, not_before)
+
+    def _exact(self, local: int, not_before: int | None = None) -> int:
+        start = None if not_before is None else utc_from_local(self._naive(not_before), self._zone)
+        return microseconds(utc_from_local(self._naive(local), self._zone, start))
+
+    @staticmethod
+    def _naive(local: int) -> datetime:
+        return from_microseconds(local).replace(tzinfo=None)
+
+
 class AuditReader:
     """The audit's reads, on one session and about one moment; each method is one statement."""
 
@@ -501,18 +579,11 @@ class AuditReader:
     def site(self, recent: timedelta) -> Site:
         """Read the clock, the bounds of the log's recent part (of at least this length), the containers."""
         facts = _facts_of_log(_clock(self._postgres, self.at), recent).subquery("facts")
-        states = _states_with_documents(self._postgres).subquery("states")
-        columns = [
-            states.c.c_id,
-            states.c.name,
-            states.c.container_name,
-            states.c.state,
-            states.c.created,
-            states.c.container_id.is_not(None),
-            *(_first_text(states.c.document, paths, self._postgres) for paths in _WANTED_KEYS),
-        ]
-        query = select(facts, states.c.id, *columns).select_from(facts.outerjoin(states, true()))
-        rows = self._session.connection().execute(query.order_by(states.c.id)).all()
+        active = ContainerState.__table__.outerjoin(ContainerRow.__table__, _CONTAINERS.id == _STATES.c_id)
+        states = _with_documents(active, _STATES.id, _STATES.c_id, self._postgres).subquery("states")
+        query = select(facts, states.c.row_id, *_container_columns(states, self._postgres))
+        query = query.select_from(facts.outerjoin(states, true())).order_by(states.c.row_id)
+        rows = self._session.connection().execute(query).all()
         now, first, last, floor, newest = rows[0][:5]
         containers = {}
         for row in rows:
@@ -522,6 +593,15 @@ class AuditReader:
         whole = last is None or min(floor, last - SMALL_LOG) < first
         floor = None if whole else min(floor, last - SMALL_LOG)
         return Site(now.replace(tzinfo=UTC), floor, newest, list(containers.values()))
+
+    def deleted(self, c_ids: Iterable[int]) -> list[Container]:
+        """Read those of these containers that are not active any more."""
+        gone = ContainerRow.__table__.outerjoin(ContainerState.__table__, _CONTAINERS.id == _STATES.c_id)
+        rows = _with_documents(gone, _CONTAINERS.id, _CONTAINERS.id, self._postgres)
+        rows = rows.where(_STATES.id.is_(None), _CONTAINERS.id.in_(_inline(c_ids)))
+        query = select(*_container_columns(rows.subquery("gone"), self._postgres))
+        found = self._session.connection().execute(query).all()
+        return [replace(_to_container(row), state="deleted") for row in found]
 
     def recent(self, site: Site) -> Log:
         """Read the recent part of the log: its runs, and what is ignored in it.
@@ -581,6 +661,26 @@ class AuditReader:
     def runs(self, now: datetime, containers: Iterable[Container]) -> Log:
         """Read every run of some containers."""
         return self._stream(_runs(and_(_of(containers), self._seen(now))))
+
+    def past(self, site: Site, since: datetime, with_ids: bool = False) -> PastLog:
+        """Read in brief all runs that started since a moment; with `with_ids` also their backup_ids.
+
+        Grouped on the server: alike runs of a container arrive as one row. The floor of `site` must lie
+        far enough back (see `PAST_MARGIN`).
+        """
+        above: ColumnElement[bool] = true() if site.floor is None else _LOG.id > site.floor
+        # a run that began before the period and ended in it must be seen to have done so
+        recent = _LOG.ts >= last_local(since - PAST_MARGIN, self._rules.zone)
+        runs = _runs(and_(above, recent, self._seen(site.now))).subquery("runs")
+        unended = runs.c.ended.is_(None).label("unended")
+        started = func.coalesce(runs.c.started, runs.c.ended)
+        ended = case((runs.c.started.is_(None), 0), else_=_microseconds(runs.c.ended, self._postgres))
+        start = sql_cast(_microseconds(started, self._postgres), Text)
+        moments = case((unended, start), else_=start + " " + sql_cast(ended, Text))
+        ids = func.aggregate_strings(func.replace(runs.c.backup_id, _SEPARATOR, " "), _SEPARATOR)
+        alike = (runs.c.c_id, runs.c.job, runs.c.messages, unended)
+        query = select(*alike, func.aggregate_strings(moments, " "), ids if with_ids else null()).group_by(*alike)
+        return PastLog(self._session.connection().execute(query), since, self._rules)
 
     def _stream(self, query: Select[Any]) -> Log:
         rows = self._session.connection().execute(query.execution_options(yield_per=1000))
@@ -656,7 +756,10 @@ def _to_container(row: Sequence[Any]) -> Container:
     )
 
 
-def _states_with_documents(postgres: bool) -> Select[Any]:
+def _with_documents(
+    table: FromClause, row_id: ColumnElement[Any], c_id: ColumnElement[Any], postgres: bool
+) -> Select[Any]:
+    """Containers with their documents, which only the server may look into (see `_first_text`)."""
     if postgres:
         # a wide document is stored compressed, and each `data #> path` would unpack it anew: the empty
         # path unpacks it once, and OFFSET 0 keeps the planner from merging that into the outer query
@@ -665,8 +768,8 @@ def _states_with_documents(postgres: bool) -> Select[Any]:
         document = type_coerce(case((func.json_valid(_CONTAINERS.data) == 1, _CONTAINERS.data)), Text())
     return (
         select(
-            _STATES.id,
-            _STATES.c_id,
+            row_id.label("row_id"),
+            c_id.label("c_id"),
             _STATES.name,
             _STATES.state,
             _CONTAINERS.id.label("container_id"),
@@ -674,9 +777,21 @@ def _states_with_documents(postgres: bool) -> Select[Any]:
             case((_is_moment(_CONTAINERS.ts, postgres), _CONTAINERS.ts)).label("created"),
             document.label("document"),
         )
-        .select_from(ContainerState.__table__.outerjoin(ContainerRow.__table__, _CONTAINERS.id == _STATES.c_id))
+        .select_from(table)
         .offset(0)
     )
+
+
+def _container_columns(rows: Subquery, postgres: bool) -> list[ColumnElement[Any]]:
+    return [
+        rows.c.c_id,
+        rows.c.name,
+        rows.c.container_name,
+        rows.c.state,
+        rows.c.created,
+        rows.c.container_id.is_not(None),
+        *(_first_text(rows.c.document, paths, postgres) for paths in _WANTED_KEYS),
+    ]
 
 
 def _first_text(document: ColumnElement[Any], paths: Iterable[tuple[str, ...]], postgres: bool) -> ColumnElement[Any]:
@@ -758,6 +873,14 @@ def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool
     if postgres:
         return column.between(datetime(1900, 1, 1), datetime(9000, 1, 1))
     return func.coalesce(func.strftime("%Y-%m-%d %H:%M:%S", column) == func.substr(column, 1, 19), false())
+
+
+def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[int]:
+    """A time stamp as whole microseconds since the epoch, without regard to its zone."""
+    if postgres:
+        return sql_cast(func.date_part("epoch", column) * 1_000_000, BigInteger)
+    fraction = func.substr(func.substr(column, 21) + "000000", 1, 6)
+    return extract("epoch", column) * 1_000_000 + sql_cast(fraction, Integer)
 
 
 def _is_sound(postgres: bool) -> ColumnElement[bool]:

@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -31,10 +31,24 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError
 
 import admin_db
+import history
 import metrics
 import report
 import settings as configuration
-from policy import UTC, Audit, Container, judge, stamp, utc_from_local
+from history import Coverage
+from policy import (
+    UTC,
+    Audit,
+    Container,
+    Past,
+    Rules,
+    Verdict,
+    from_microseconds,
+    judge,
+    known_policy,
+    stamp,
+    utc_from_local,
+)
 from settings import Settings, SettingsError
 
 VERSION = "1.0.0"
@@ -89,6 +103,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--at", metavar="TIME", help="the audit as of that moment (ISO 8601; without offset: in db_timezone)")
     add("--output", metavar="FILE", help="write the textfile there instead; - is stdout")
     add("--json", action="store_true", help="print the report as JSON")
+    add("--history", type=_days, metavar="DAYS", help="show how the last DAYS look, one mark a scheduled backup")
+    add("--csv", action="store_true", help="with --history: one row a container and scheduled backup")
+    add("--all", action="store_true", help="with --history: also containers that were deleted since")
     talk = parser.add_mutually_exclusive_group()
     talk.add_argument("-v", "--verbose", action="store_true", help="always list all containers")
     talk.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -100,7 +117,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--output goes with the full audit, not with CONTAINER")
     if options.output == "-" and options.json:
         parser.error("--output - and --json both want stdout")
+    if (options.csv or options.all) and options.history is None:
+        parser.error("--csv and --all go with --history")
+    if options.history is not None and (options.output or (options.csv and options.json)):
+        parser.error("--history prints one of table, --json and --csv, and writes no textfile")
     return options
+
+
+def _days(text: str) -> int:
+    days = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= days <= 3660:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of days from 1 to 3660")
+    return days
 
 
 @dataclass
@@ -120,7 +148,12 @@ def _run(options: argparse.Namespace, started: float) -> _Result:
     try:
         settings = configuration.load(options.config)
         record.prometheus_file, record.mode = settings.prometheus_file, settings.textfile_mode
-        status, lines = _details(settings, options) if options.containers else _audit(settings, options, record)
+        if options.history is not None:
+            status, lines = _history(settings, options)
+        elif options.containers:
+            status, lines = _details(settings, options)
+        else:
+            status, lines = _audit(settings, options, record)
         record.success = True
     except SettingsError as error:
         record.prometheus_file = error.prometheus_file
@@ -129,10 +162,11 @@ def _run(options: argparse.Namespace, started: float) -> _Result:
         status = _complain(options, str(error))
     except KeyboardInterrupt as error:
         status = _complain(options, f"stopped by {str(error) or 'SIGINT'}: run it again")
-    except Exception as error:  # an exit status of 1, Python's own, would mean "warning"
+    except Exception as error:  # noqa: BLE001  # an exit status of 1, Python's own, would mean "warning"
         problem = f"unexpected {type(error).__name__} ({error})"
         status = _complain(options, f"{problem}: please report it, with what --debug prints")
-    if record.prometheus_file and not (options.at or options.output or options.containers):
+    publishing = not (options.at or options.output or options.containers or options.history is not None)
+    if publishing and record.prometheus_file:
         try:
             _write_run_file(record, started)
         except NotDone as error:
@@ -176,7 +210,8 @@ def judge_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRec
     """Read the site and judge every container, from the recent log where that is enough."""
     rules = settings.rules
     asked = datetime.now(UTC)
-    site = reader.site(timedelta(days=max(settings.history_days, admin_db.RECENT_DAYS)))
+    period = timedelta(days=settings.history_days)
+    site = reader.site(max(period + admin_db.PAST_MARGIN, timedelta(days=admin_db.RECENT_DAYS)))
     if not reader.at:
         record.clock_skew = (asked + (datetime.now(UTC) - asked) / 2 - site.now).total_seconds()
     if not site.containers and not settings.allow_empty:
@@ -190,7 +225,27 @@ def judge_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRec
             verdict if verdict.settled else judge(verdict.container, whole.of(verdict.container), site.now, rules)
             for verdict in verdicts
         ]
+    if period:
+        verdicts = _with_past(verdicts, reader.past(site, site.now - period), site.now - period, site.now, rules)
     return Audit(site.now, verdicts, log.malformed, log.future, log.newest)
+
+
+def _with_past(
+    verdicts: list[Verdict], log: admin_db.PastLog, start: datetime, end: datetime, rules: Rules
+) -> list[Verdict]:
+    """The verdicts, each with what the last `history_days` add to it."""
+    edges = {policy: history.slot_edges(policy, start, end, rules) for policy in ("Daily", "Weekly", *rules.policies)}
+    return [_remember(verdict, log.of(verdict.container), edges) for verdict in verdicts]
+
+
+def _remember(verdict: Verdict, past: Past, edges: dict[str, list[int]]) -> Verdict:
+    typical = history.typical_duration(past)
+    took = verdict.last_success.duration if verdict.last_success else None
+    note = None
+    if history.suspiciously_short(took, typical):
+        note = f"took {report.span(took)}, typically {report.span(typical)}: check the dump"
+    ratio = history.covered_ratio(verdict.container, past, edges[verdict.policy]) if verdict.due else None
+    return replace(verdict, note=note, covered_ratio=ratio, typical_duration=typical)
 
 
 def _audited(site: admin_db.Site, settings: Settings) -> list[Container]:
@@ -217,6 +272,52 @@ def _details(settings: Settings, options: argparse.Namespace) -> _Result:
     if options.quiet:
         return audit.severity, ()
     return audit.severity, report.details(audit, histories, _style(settings), rules.max_runtime)
+
+
+def _history(settings: Settings, options: argparse.Namespace) -> _Result:
+    """How the past of every container with a schedule looks."""
+    rules, days = settings.rules, timedelta(days=options.history)
+    engine = _engine(settings)
+    with admin_db.audit_session(engine) as session:
+        reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
+        site = reader.site(days + admin_db.PAST_MARGIN)
+        start = site.now - days
+        log = reader.past(site, start, with_ids=options.csv)
+        containers = _audited(site, settings)
+        deleted = reader.deleted(log.c_ids()) if options.all else []
+    if options.containers:
+        containers = _choose(containers + deleted, options.containers)
+        deleted = [container for container in deleted if container in containers]
+    coverages = list(_cover(containers, deleted, log, start, site.now, rules))
+    database = admin_db.describe(engine)
+    if options.csv:
+        return 0, report.history_csv(coverages)
+    if options.json:
+        return 0, [report.history_json(coverages, start, site.now)]
+    return 0, report.history_table(coverages, start, site.now, _style(settings), database)
+
+
+def _cover(
+    containers: Iterable[Container],
+    deleted: Iterable[Container],
+    log: admin_db.PastLog,
+    start: datetime,
+    end: datetime,
+    rules: Rules,
+) -> Iterator[Coverage]:
+    """The coverage of all that have a schedule; of deleted containers, up to their last log row."""
+    edges: dict[tuple[str, datetime], list[int]] = {}
+    gone = {container.c_id for container in deleted}
+    for container in (*containers, *(container for container in deleted if container not in containers)):
+        policy = known_policy(container.policy, rules)
+        if policy is None or policy == "Never":
+            continue
+        past = log.of(container)
+        last = past.last_row() if container.c_id in gone else None
+        until = from_microseconds(last) if last is not None else end
+        if (policy, until) not in edges:
+            edges[policy, until] = history.slot_edges(policy, start, until, rules)
+        yield history.cover(container, policy, past, edges[policy, until], start, until)
 
 
 def _choose(containers: list[Container], wanted: Iterable[str]) -> list[Container]:
@@ -282,9 +383,7 @@ def _write(path: Path, mode: int, families: Iterable[metrics.Family]) -> None:
 
 def _write_run_file(record: _RunRecord, started: float) -> None:
     assert record.prometheus_file
-    families = metrics.run_families(
-        record.success, time.time(), time.monotonic() - started, record.clock_skew, VERSION
-    )
+    families = metrics.run_families(record.success, time.time(), time.monotonic() - started, record.clock_skew, VERSION)
     _write(metrics.run_file(record.prometheus_file), record.mode, families)
 
 
@@ -296,7 +395,8 @@ def _style(settings: Settings) -> report.Style:
     terminal = _is_terminal()
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
     width = shutil.get_terminal_size().columns if terminal else 80
-    return report.Style(settings.db_timezone, max(width, 60), colour, cut=terminal)
+    unicode = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "").startswith("utf")
+    return report.Style(settings.db_timezone, max(width, 60), colour, cut=terminal, ascii=not unicode)
 
 
 # --- --check-config ------------------------------------------------------------------------------------

@@ -101,6 +101,18 @@ PER_CONTAINER = (
             "contact": lambda verdict: verdict.container.contact,
         },
     ),
+    _Metric(
+        "mydb_backup_covered_ratio",
+        "Share of the scheduled backups of the last history_days that exist, from 0 to 1.",
+        lambda verdict: verdict.covered_ratio,
+        {},
+    ),
+    _Metric(
+        "mydb_backup_typical_duration_seconds",
+        "Median duration of the succeeded runs before the last one, over the last history_days.",
+        lambda verdict: verdict.typical_duration.total_seconds() if verdict.typical_duration is not None else None,
+        {},
+    ),
 )
 
 
@@ -125,7 +137,9 @@ def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFa
     """What an audit found, as gauges; with `legacy` also under the original Backup Audit's names."""
     labelled = _label(audit.verdicts)
     for metric in PER_CONTAINER:
-        yield _family(metric, labelled)
+        family = _family(metric, labelled)
+        if family.samples:
+            yield family
     by_status = GaugeMetricFamily("mydb_backup_containers", "Containers by status.", labels=["status"])
     for status, count in audit.counts().items():
         by_status.add_metric([status.value], count)

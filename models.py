@@ -32,7 +32,7 @@ class ContainerRow(Base):
 
     id: Mapped[int] = mapped_column(Sequence("containers_id_seq"), primary_key=True)
     name: Mapped[str | None]
-    data: Mapped[Any] = mapped_column(DOCUMENT)
+    data: Mapped[Any] = mapped_column(DOCUMENT, nullable=True)
     ts: Mapped[datetime | None]  # creation, naive UTC
 
 

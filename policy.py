@@ -15,7 +15,9 @@ from datetime import datetime, timedelta, timezone, tzinfo
 
 UTC = timezone.utc
 HOUR = timedelta(hours=1)
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta.resolution
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LONG_AGO = EPOCH
 """Stands in for the creation of a container whose creation is not known."""
 
 FUTURE_TOLERANCE = timedelta(minutes=5)
@@ -29,22 +31,21 @@ _TROUBLE = (
     r"|invalid|denied|refused|no such|not found|no space left|out of memory|killed|aborted|timed? ?out)"
 )
 _QUOTED_OR_PLAIN = r"""(?:[^"'\n]|"[^"\n]*"|'[^'\n]*')*?"""
-DEFAULT_ERROR_PATTERN = r"(?im)^[ \t]*(?:%s)" % "|".join(
-    (
-        # MariaDB Backup error.  Container: sales
-        r"\w+ backup (?:error|exception|failed|failure)\b",
-        # Error message: ..., Exception: ..., botocore.exceptions.ClientError: ..., FATAL: ...
-        r"(?:error message|[\w.]*(?:error|exception)|fatal|failed|failure|panic)[ \t]*:",
-        r"(?:an error occurred|fatal error|error response from|traceback \(most recent)",
-        # pg_dump: error: ..., /bin/cp: cannot stat ..., but no word in quotes and no mere warning
-        rf"[\w./-]+: (?!\W*(?:warning|note|info)\b){_QUOTED_OR_PLAIN}\b{_TROUBLE}(?![\w.-])",
-        # mongodump's time stamp, a tab, Failed: ...
-        r"[\d:.T+-]{19,}Z?\s+(?:failed|error|fatal|panic)\b",
-        # upload failed: ... to s3://..., OCI runtime exec failed: ...
-        r"(?:upload|download|copy|move|(?:\w+ ){0,4}exec) failed:",
-        r"(?:no such|no space left|unable to|could not|cannot|permission denied|access denied|killed$)",
-    )
+_ERROR_LINES = (
+    # MariaDB Backup error.  Container: sales
+    r"\w+ backup (?:error|exception|failed|failure)\b",
+    # Error message: ..., Exception: ..., botocore.exceptions.ClientError: ..., FATAL: ...
+    r"(?:error message|[\w.]*(?:error|exception)|fatal|failed|failure|panic)[ \t]*:",
+    r"(?:an error occurred|fatal error|error response from|traceback \(most recent)",
+    # pg_dump: error: ..., /bin/cp: cannot stat ..., but no word in quotes and no mere warning
+    rf"[\w./-]+: (?!\W*(?:warning|note|info)\b){_QUOTED_OR_PLAIN}\b{_TROUBLE}(?![\w.-])",
+    # mongodump's time stamp, a tab, Failed: ...
+    r"[\d:.T+-]{19,}Z?\s+(?:failed|error|fatal|panic)\b",
+    # upload failed: ... to s3://..., OCI runtime exec failed: ...
+    r"(?:upload|download|copy|move|(?:\w+ ){0,4}exec) failed:",
+    r"(?:no such|no space left|unable to|could not|cannot|permission denied|access denied|killed$)",
 )
+DEFAULT_ERROR_PATTERN = rf"(?im)^[ \t]*(?:{'|'.join(_ERROR_LINES)})"
 """Marks an `err_msg` as an error; a Python regular expression, searched for in each message."""
 
 
@@ -133,6 +134,22 @@ class Run:
         return Outcome.RUNNING if now - self.started < max_runtime else Outcome.STALLED
 
 
+PastRun = tuple[int, int | None, str]
+"""A run in brief: start, end (None if not known) and backup_id; microseconds since the epoch (UTC)."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """A container's runs over a longer period, in brief and in any order."""
+
+    succeeded: list[PastRun] = field(default_factory=list)
+    others: list[PastRun] = field(default_factory=list)
+
+    def last_row(self) -> int | None:
+        """The moment of the newest log row of these runs."""
+        return max((end or start for start, end, _ in (*self.succeeded, *self.others)), default=None)
+
+
 @dataclass(frozen=True)
 class Container:
     """An active container, or a site-wide job of the setting `extra_jobs` (then `c_id` is 0)."""
@@ -166,6 +183,10 @@ class Verdict:
     last_success: Run | None = None
     note: str | None = None
     """A suspicion that is not a status."""
+    covered_ratio: float | None = None
+    """The share of the scheduled backups of the last `history_days` that exist; None without any."""
+    typical_duration: timedelta | None = None
+    """The median duration of the succeeded runs before the last one, if there are enough."""
 
     @property
     def severity(self) -> int:
@@ -214,6 +235,16 @@ class Audit:
     def silent(self, window: timedelta) -> bool:
         """Whether the whole site logged nothing for so long: then the backup job itself has not run."""
         return self.newest_row is None or self.now - self.newest_row > window
+
+
+def microseconds(moment: datetime) -> int:
+    """A moment (aware) as whole microseconds since the epoch."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_microseconds(count: int) -> datetime:
+    """The moment (aware UTC) so many microseconds after the epoch."""
+    return EPOCH + count * MICROSECOND
 
 
 def utc_from_local(local: datetime, zone: tzinfo, not_before: datetime | None = None) -> datetime:
@@ -349,9 +380,7 @@ def _why_no_policy(container: Container) -> str:
     return f"unknown backup policy '{container.policy.strip()}'"
 
 
-def _why_not_fine(
-    concluded: Run | None, outcome: Outcome | None, success: Run | None, rules: Rules
-) -> str:
+def _why_not_fine(concluded: Run | None, outcome: Outcome | None, success: Run | None, rules: Rules) -> str:
     if concluded and outcome in (Outcome.FAILED, Outcome.STALLED):
         return f"the run before, of {stamp(concluded.started, rules.zone)}, {outcome.value}"
     if success:

@@ -6,16 +6,31 @@ made harmless first: control characters and escape sequences are spelt out, pass
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from policy import HOUR, UTC, Audit, Outcome, Run, Status, Verdict, by_start, stamp
+from history import Coverage
+from policy import (
+    HOUR,
+    UTC,
+    Audit,
+    Outcome,
+    PastRun,
+    Run,
+    Status,
+    Verdict,
+    by_start,
+    from_microseconds,
+    stamp,
+)
 
 RUNS_SHOWN = 10
 SEVERITIES = ("ok", "warning", "critical")
@@ -40,13 +55,15 @@ _PASSWORDS = (
 
 @dataclass(frozen=True)
 class Style:
-    """How to print for one reader: the zone of times, the width of a line, whether colours are wanted, and
-    whether long names are cut to fit."""
+    """How to print for one reader: the zone of times, the width of a line, whether colours are wanted,
+    whether long names are cut to fit, and whether only ASCII can be printed.
+    """
 
     zone: tzinfo = UTC
     width: int = 80
     colour: bool = False
     cut: bool = False
+    ascii: bool = False
 
 
 def clean(text: str | None) -> str:
@@ -127,7 +144,7 @@ def _rows(verdicts: list[Verdict], now: datetime, style: Style) -> Iterator[str]
     zone = now.astimezone(style.zone).tzname() or "local"
     due_title = f"DUE ({zone})"
     yield f"{'STATUS':9} {'C_ID':>5} {_fit('CONTAINER', name_width)} {'POLICY':7} {'LAST GOOD BACKUP':16} {due_title}"
-    for name, verdict in zip(names, verdicts):
+    for name, verdict in zip(names, verdicts, strict=True):
         c_id = "-" if verdict.container.c_id is None else str(verdict.container.c_id)
         success = _minute(verdict.last_success.started if verdict.last_success else None, style.zone)
         due = _minute(verdict.due, style.zone)
@@ -172,7 +189,7 @@ def _paint(text: str, severity: int, style: Style) -> str:
 
 def details(audit: Audit, histories: Iterable[list[Run]], style: Style, max_runtime: timedelta) -> Iterator[str]:
     """The lines about single containers, with all their runs: the verdict, what led to it, the last runs."""
-    for number, (verdict, runs) in enumerate(zip(audit.verdicts, histories)):
+    for number, (verdict, runs) in enumerate(zip(audit.verdicts, histories, strict=True)):
         if number > 0:
             yield ""
         yield from _facts(verdict, style)
@@ -239,7 +256,7 @@ def as_json(
 ) -> str:
     """The report as one JSON document; `runs`, in the order of the verdicts, adds the last ones of each."""
     containers = [_container_document(verdict, audit.now, max_runtime) for verdict in audit.verdicts]
-    for document, history in zip(containers, runs or ()):
+    for document, history in zip(containers, runs or [], strict=runs is not None):
         last = sorted(history, key=by_start, reverse=True)[:RUNS_SHOWN]
         document["runs"] = [_run_document(run, audit.now, max_runtime) for run in last]
     head = {
@@ -290,3 +307,147 @@ def iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+
+
+# --- History -------------------------------------------------------------------------------------------
+
+_GLYPHS = {"ok": "■", "failed": "✗", "none": "·", "before": " "}
+_ASCII_GLYPHS = {"ok": "#", "failed": "x", "none": ".", "before": " "}
+_OUTCOME_SEVERITY = {"ok": 0, "failed": 2, "none": 1}
+
+
+def history_table(
+    coverages: list[Coverage], start: datetime, end: datetime, style: Style, database: str
+) -> Iterator[str]:
+    """A line a container with a strip of its slots, oldest first; the worst ratio comes first."""
+    glyphs = _ASCII_GLYPHS if style.ascii else _GLYPHS
+    days = (end - start) // timedelta(days=1)
+    yield f"Backup history of {clean(database)}, {days} days to {stamp(end, style.zone)}"
+    yield (
+        f"{glyphs['ok']} backed up  {glyphs['failed']} failed  {glyphs['none']} nothing  blank: not made yet."
+        "  One mark a scheduled backup,"
+    )
+    yield "each strip from its first to its last day."
+    yield ""
+    if not coverages:
+        yield "No container has a schedule."
+        return
+    ordered = sorted(coverages, key=_worst_first)
+    names = [_history_name(coverage) for coverage in ordered]
+    width = min(max(9, *(_columns(name) for name in names)), 18 if style.cut else 10_000)
+    yield f"{'RATIO':>5} {_fit('CONTAINER', width)} {'POLICY':7} {'GAP':>6} STRIP"
+    for name, coverage in zip(names, ordered, strict=True):
+        ratio = "-" if coverage.ratio is None else f"{int(coverage.ratio * 100)} %"
+        head = f"{ratio:>5} {_fit(name, width)} {_fit(clean(coverage.policy), 7)} {_days(coverage.longest_gap):>6}"
+        yield from _strip(head, coverage, glyphs, style)
+    yield ""
+    yield _history_summary(ordered)
+
+
+def _worst_first(coverage: Coverage) -> tuple[float, timedelta, str]:
+    return 2 if coverage.ratio is None else coverage.ratio, -coverage.longest_gap, coverage.container.name
+
+
+def _history_name(coverage: Coverage) -> str:
+    deleted = " (deleted)" if coverage.container.state == "deleted" else ""
+    return clean(coverage.container.name) + deleted
+
+
+def _strip(head: str, coverage: Coverage, glyphs: Mapping[str, str], style: Style) -> Iterator[str]:
+    """The line of one container; a strip that does not fit goes on in lines of its own, by whole weeks."""
+
+    def day(edge: int) -> str:
+        return from_microseconds(edge).astimezone(style.zone).strftime("%m-%d")
+
+    outcomes, edges = coverage.outcomes, coverage.edges
+    room = style.width - len(head) - 2 * 6 - 1
+    if len(outcomes) > room:
+        yield head
+        head, room = " " * 7, style.width - 7 - 2 * 12 - 1
+        room -= room % 7 if room >= 7 else 0
+
+        def day(edge: int) -> str:
+            return from_microseconds(edge).astimezone(style.zone).strftime("%Y-%m-%d")
+
+    for first in range(0, max(len(outcomes), 1), room):
+        part = outcomes[first : first + room]
+        marks = "".join(_paint(glyphs[outcome], _OUTCOME_SEVERITY.get(outcome, 0), style) for outcome in part)
+        if part:
+            yield f"{head} {day(edges[first])} {marks} {day(edges[first + len(part)] - 1)}"
+        else:
+            yield f"{head} no backup was due"
+
+
+def _days(gap: timedelta) -> str:
+    return f"{gap / timedelta(days=1):.1f} d"
+
+
+def _history_summary(coverages: list[Coverage]) -> str:
+    slots, covered = sum(c.slots for c in coverages), sum(c.covered for c in coverages)
+    gap = max(coverages, key=lambda coverage: coverage.longest_gap)
+    worst = coverages[0]
+    share = f"{covered / slots:.1%}".replace("%", " %") if slots else "no ratio"
+    return (
+        f"{len(coverages)} containers, {slots} slots, {covered} covered ({share}); longest gap"
+        f" {_days(gap.longest_gap)} ({clean(gap.container.name)}); worst {clean(worst.container.name)}"
+    )
+
+
+def history_json(coverages: list[Coverage], start: datetime, end: datetime) -> str:
+    """The history as one JSON document (SPEC section 9)."""
+    slots, covered = sum(c.slots for c in coverages), sum(c.covered for c in coverages)
+    head = {
+        "from": iso(start),
+        "to": iso(end),
+        "days": (end - start) // timedelta(days=1),
+        "containers": len(coverages),
+        "slots": slots,
+        "covered": covered,
+        "ratio": covered / slots if slots else None,
+    }
+    containers = [
+        {
+            "name": coverage.container.name,
+            "c_id": coverage.container.c_id,
+            "policy": coverage.policy,
+            "slots": coverage.slots,
+            "covered": coverage.covered,
+            "ratio": coverage.ratio,
+            "longest_gap_seconds": coverage.longest_gap.total_seconds(),
+            "median_duration_seconds": (
+                coverage.median_duration.total_seconds() if coverage.median_duration is not None else None
+            ),
+            "outcomes": coverage.outcomes,
+        }
+        for coverage in coverages
+    ]
+    return json.dumps({"history": head, "containers": containers}, indent=2)
+
+
+def history_csv(coverages: Iterable[Coverage]) -> Iterator[str]:
+    """The history as RFC 4180 lines, one a container and slot; cells that a spreadsheet would run are quoted."""
+    columns = ("name", "c_id", "policy", "slot_start", "slot_end", "outcome", "run_started", "run_ended", "backup_id")
+    yield _csv_line(columns)
+    for coverage in coverages:
+        who = (_inert(coverage.container.name), coverage.container.c_id, _inert(coverage.policy))
+        for slot, (outcome, run) in enumerate(zip(coverage.outcomes, coverage.runs, strict=True)):
+            bounds = (iso(from_microseconds(edge)) for edge in coverage.edges[slot : slot + 2])
+            yield _csv_line((*who, *bounds, outcome, *_csv_run(run)))
+
+
+def _csv_run(run: PastRun | None) -> tuple[str | None, str | None, str]:
+    if run is None:
+        return None, None, ""
+    start, end, backup_id = run
+    return iso(from_microseconds(start)), iso(from_microseconds(end)) if end else None, _inert(backup_id)
+
+
+def _inert(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
+
+
+def _csv_line(cells: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue().removesuffix("\n")  # the printer ends the line; the carriage return is RFC 4180's

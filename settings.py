@@ -117,11 +117,11 @@ def _execute(path: Path) -> dict[str, Any]:
         raise SettingsError([f"cannot read {path} ({error.strerror}): make it readable for this user"]) from None
     names: dict[str, Any] = {"__file__": str(path)}
     try:
-        exec(compile(source, str(path), "exec"), names)
+        exec(compile(source, str(path), "exec"), names)  # noqa: S102  # the file is the user's own Python
     except SyntaxError as error:
         where = f"{path}, line {error.lineno}" if error.lineno else str(path)
         raise SettingsError([f"{where} is not valid Python ({error.msg}): correct this line"]) from None
-    except (Exception, SystemExit) as error:  # whatever a site's own file may raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a site's own file may raise
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         problem = f"{path}, line {lines[-1]} raised {type(error).__name__} ({error}): correct this line"
         raise SettingsError([problem]) from None
@@ -171,9 +171,7 @@ def _port(value: Any) -> int:
     return int(_number(value, 1, 65535, "expected a port number from 1 to 65535", whole=True, or_text=True))
 
 
-def _number(
-    value: Any, least: float, most: float, expected: str, whole: bool = False, or_text: bool = False
-) -> float:
+def _number(value: Any, least: float, most: float, expected: str, whole: bool = False, or_text: bool = False) -> float:
     if or_text and isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         value = int(value)
     kinds = int if whole else (int, float)

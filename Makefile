@@ -1,0 +1,66 @@
+# make demo    shows what Backup Audit does        make test    runs the tests
+# make help    lists the rest
+
+PYTHON ?= python3
+VENV   ?= .venv
+PYTEST ?= pytest
+
+BIN     := $(VENV)/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
+RUNTIME := $(VENV)/.runtime-installed
+DEV     := $(VENV)/.dev-installed
+LOWEST  := .venv-lowest
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-lowest lint format bench clean
+
+help:  ## list what make can do
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '%-20s %s\n' "$$name" "$$what"; done
+
+venv: $(RUNTIME)  ## set up .venv with what Backup Audit needs to run
+
+# Exit status 1 and 2 say that containers need attention, which those of the demo do; 3 is a failure.
+demo: $(RUNTIME)  ## build a small admin database and audit it
+	@$(BIN)/python demo/build.py
+	@$(BIN)/python backup_audit.py --config demo/mydb_config.py -v || [ $$? -le 2 ]
+
+test: $(DEV)  ## run the tests, on PostgreSQL servers that they start themselves
+	$(BIN)/python -m $(PYTEST)
+
+test-lowest: $(LOWEST)/.installed  ## run the tests with the oldest versions that requirements.txt allows
+	$(LOWEST)/bin/python -m $(PYTEST) -m 'not slow'
+
+lint: $(DEV)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+format: $(DEV)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DEV)  ## measure the audit of a large site
+	$(BIN)/python bench/bench.py
+
+clean:  ## delete all that can be made again, the virtual environments included
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf demo/*.db demo/*.db-journal demo/*.prom demo/textfiles bench/*.db bench/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): requirements.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) -r requirements.txt
+	@touch $@
+
+$(DEV): requirements.txt requirements-dev.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) -r requirements-dev.txt
+	@touch $(RUNTIME) $@
+
+$(LOWEST)/.installed: requirements-lowest.txt requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python $(INSTALL) -r requirements-dev.txt -c requirements-lowest.txt
+	@touch $@

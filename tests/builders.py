@@ -1,0 +1,360 @@
+"""Sites in a few lines: rows of the admin database, a configuration for it, and the audit run on it.
+
+Tests say `site.container('sales', 'Daily')` and `site.run(c_id, '2026-03-13 18:07', '2026-03-13 18:30')`;
+the rows are written by `admin_db`'s own routines.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import datetime, timezone, tzinfo
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+import admin_db
+from models import BackupLog, ContainerRow
+from tests.postgres import Database
+
+TOP = Path(__file__).resolve().parent.parent
+"""Where `backup_audit.py` stands."""
+
+NOW = datetime(2026, 3, 14, 7, 0, tzinfo=timezone.utc)
+"""The moment of the audit where a test does not say another (`--at`); a Saturday, as in SPEC section 2."""
+
+CREATED = datetime(2025, 1, 15, 9, 30)
+"""The creation of a container where a test does not say another (naive UTC, as in `containers.ts`)."""
+
+SECRET = "Tr0ub4dor&3"
+"""Stands wherever a site has a password in `containers.data` or `backups.command`: it must never come out."""
+
+UNSET: Final = object()
+
+Sample = tuple[str, frozenset[tuple[str, str]]]
+"""The name of a metric and its labels."""
+
+
+def series(metric: str, **labels: str) -> Sample:
+    """The key of a sample in what `Site.samples` returns."""
+    return metric, frozenset(labels.items())
+
+
+def moment(when: datetime | str) -> datetime:
+    """A datetime, from one or from text such as `2026-03-13 18:07`."""
+    return datetime.fromisoformat(when) if isinstance(when, str) else when
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of `backup_audit.py` came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class Site:
+    """An admin database of its own for one test, and a folder for the configuration and the textfiles."""
+
+    engine: Engine
+    """Writes; the audit makes its own."""
+    settings: dict[str, Any]
+    """The part of `mydb_config.py` that says where the database is."""
+    folder: Path
+    database: Database | None = None
+    """The PostgreSQL database; None for SQLite."""
+    zone: tzinfo = timezone.utc
+    """The zone of `backups.ts`: aware datetimes are written as its local time."""
+    names: dict[int, str | None] = field(default_factory=dict)
+
+    @property
+    def textfile(self) -> Path:
+        """The `prometheus_file` of the configuration."""
+        return self.folder / "textfiles" / "backup_audit.prom"
+
+    @property
+    def runfile(self) -> Path:
+        """The sibling of `textfile` that says how the audit itself went."""
+        return self.textfile.with_name("backup_audit_run.prom")
+
+    # --- Rows ---
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A session on the database that commits at the end of the block."""
+        with admin_db.writing_session(self.engine) as session:
+            yield session
+
+    def clock(self) -> datetime:
+        """The database server's clock, which is `now` of an audit without `--at`; aware UTC."""
+        if self.database is None:
+            return datetime.now(timezone.utc)
+        with self.session() as session:
+            now: datetime = session.execute(select(func.now())).scalar_one()
+        return now.astimezone(timezone.utc)
+
+    def container(
+        self,
+        name: str | None = "sales",
+        policy: Any = "Daily",
+        *,
+        created: datetime | str | None = CREATED,
+        state: str | None = "running",
+        engine: str = "Postgres",
+        owner: str | None = "ada",
+        contact: str | None = "ada@example.org",
+        version: int = 2,
+        data: Any = UNSET,
+        c_id: int | None = None,
+        active: bool = True,
+        metadata: bool = True,
+        state_name: Any = UNSET,
+    ) -> int:
+        """Add a container and its state, and return its `c_id`.
+
+        `data` replaces the whole document. With `active=False` there is no `container_state` row, with
+        `metadata=False` no `containers` row (then give a `c_id`). `state_name` is the name in
+        `container_state` where that differs. An aware `created` is written as UTC.
+        """
+        if data is UNSET:
+            data = document(name, policy, engine=engine, owner=owner, contact=contact, version=version)
+        when = None if created is None else _naive(created, timezone.utc)
+        with self.session() as session:
+            if metadata:
+                c_id = _add_container(session, c_id, name, data, when)
+            if c_id is None:
+                raise ValueError("a container without metadata needs a c_id")
+            if active:
+                shown = name if state_name is UNSET else state_name
+                admin_db.add_state(session, c_id, shown, state, changed_by="admin", ts=when)
+        self.names[c_id] = name
+        return c_id
+
+    def run(
+        self,
+        c_id: int,
+        started: datetime | str,
+        ended: datetime | str | None = None,
+        *,
+        error: str = "",
+        type: str | None = "Daily",
+        backup_id: str | None = None,
+        name: Any = UNSET,
+        message: str | None = "",
+        error_at_start: bool = False,
+    ) -> str:
+        """Log one backup run, its `start` row and, if it `ended`, its `end` row; returns the `backup_id`.
+
+        `error` goes to the last of these rows, or to the first with `error_at_start`, as version 1 has
+        it; `message` is the `err_msg` of a row without error. Naive times are the host's local time.
+        """
+        start = _naive(started, self.zone)
+        backup_id = f"{start:%Y%m%d-%H:%M:%S}" if backup_id is None else backup_id
+        rows = [("start", start)] + ([("end", _naive(ended, self.zone))] if ended is not None else [])
+        at_fault = rows[0] if error_at_start else rows[-1]
+        with self.session() as session:
+            for row in rows:
+                admin_db.log_backup(
+                    session,
+                    c_id,
+                    self.names.get(c_id) if name is UNSET else name,
+                    row[0],
+                    backup_id,
+                    row[1],
+                    backup_type=type,
+                    url=f"s3://site-backups/{c_id}/{backup_id}",
+                    command=f"mariadb-dump -u root -p{SECRET} --single-transaction",
+                    err_msg=error if error and row is at_fault else message,
+                )
+        return backup_id
+
+    def row(self, **columns: Any) -> int:
+        """Write one row of the backup log as it is given, and return its id; what is left out is NULL."""
+        with self.session() as session:
+            row = BackupLog(**columns)
+            session.add(row)
+            session.flush()
+            return row.id
+
+    # --- The audit ---
+
+    def config(self, **overrides: Any) -> Path:
+        """Write a `mydb_config.py` for this site; None leaves a setting out. `audit` and `process` use the last one."""
+        settings = {**self.settings, "prometheus_file": str(self.textfile), **overrides}
+        self.textfile.parent.mkdir(exist_ok=True)
+        lines = [f"{name} = {value!r}\n" for name, value in settings.items() if value is not None]
+        path = self.folder / "mydb_config.py"
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    def audit(self, *argv: str | Path, terminal: bool = False) -> Result:
+        """Run `backup_audit.main` in this process; on this site, unless `argv` names a `--config`."""
+        import backup_audit  # imported late, so that the data layer can be tested without it
+
+        out, err = _Stream(terminal), _Stream(terminal)
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                status: object = backup_audit.main(self._arguments(argv))
+            except SystemExit as end:
+                status = end.code or 0
+        if not isinstance(status, int):
+            raise TypeError(f"the exit status is {status!r}")
+        return Result(status, out.text(), err.text())
+
+    def process(
+        self, *argv: str | Path, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `backup_audit.py` as cron would; `env` is added to the environment, `options` are subprocess.run's."""
+        command = [sys.executable, str(TOP / "backup_audit.py"), *self._arguments(argv)]
+        defaults: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 120}
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **(env or {})},
+            encoding="utf-8",
+            check=False,
+            **{**defaults, **options},
+        )
+
+    def _arguments(self, argv: tuple[str | Path, ...]) -> list[str]:
+        words = [str(word) for word in argv]
+        if any(word.partition("=")[0] == "--config" for word in words):
+            return words
+        path = self.folder / "mydb_config.py"
+        return ["--config", str(path if path.exists() else self.config()), *words]
+
+    def samples(self, path: Path | None = None) -> dict[Sample, float]:
+        """The samples of a textfile (the configured one, if none is given), each series once."""
+        return parse_samples((path or self.textfile).read_bytes().decode("utf-8"))
+
+
+def parse_samples(exposition: str) -> dict[Sample, float]:
+    """The samples of an exposition. Raises `AssertionError` if a series occurs twice: the second would be lost."""
+    samples: dict[Sample, float] = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            key = series(sample.name, **sample.labels)
+            assert key not in samples, f"{key} occurs twice"
+            samples[key] = sample.value
+    return samples
+
+
+def document(
+    name: str | None,
+    policy: Any = "Daily",
+    *,
+    engine: str = "Postgres",
+    owner: str | None = "ada",
+    contact: str | None = "ada@example.org",
+    version: int = 2,
+) -> dict[str, Any]:
+    """`containers.data` as DB4Sci writes it, passwords included; a value of None leaves its key out."""
+    form = _docker_inspect if version == 1 else _swarm_service
+    return form(name, policy, engine, owner, contact)
+
+
+def _docker_inspect(
+    name: str | None, policy: Any, engine: str, owner: str | None, contact: str | None
+) -> dict[str, Any]:
+    info = {
+        "Name": name,
+        "dbengine": engine,
+        "DBaaS_UUID": "6f1c1f0e",
+        "DB_USER": name,
+        "DB_PASS": SECRET,
+        "Port": 32042,
+        "OWNER": owner,
+        "CONTACT": contact,
+        "BACKUP_FREQ": policy,
+    }
+    return {
+        "Id": "0d6ae7a5c3f1" * 5,
+        "Created": "2025-01-15T09:30:00.123456789Z",
+        "Name": f"/{name}",
+        "State": {"Status": "running", "Running": True, "ExitCode": 0, "Error": ""},
+        "Config": {
+            "Hostname": "0d6ae7a5c3f1",
+            "Env": ["POSTGRES_USER=pgdba", f"POSTGRES_PASSWORD={SECRET}", "PGDATA=/var/lib/postgresql/data"],
+            "Image": f"{engine.lower()}:12",
+            "Labels": _given({"OWNER": owner, "CONTACT": contact, "BACKUP_FREQ": policy}),
+        },
+        "HostConfig": {"RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0}},
+        "Info": _given(info),
+    }
+
+
+def _swarm_service(
+    name: str | None, policy: Any, engine: str, owner: str | None, contact: str | None
+) -> dict[str, Any]:
+    labels = {"owner": owner, "contact": contact, "backup_freq": policy}
+    return {
+        "ID": "k3ozb0v5q8xw1c2n7m4p9t6sy",
+        "Version": {"Index": 8142},
+        "CreatedAt": "2025-01-15T09:30:00.123456789Z",
+        "Spec": {
+            "Name": name,
+            "Labels": {},
+            "TaskTemplate": {
+                "ContainerSpec": {
+                    "Image": f"{engine.lower()}:16",
+                    "Env": ["POSTGRES_USER=pgdba", f"POSTGRES_PASSWORD={SECRET}"],
+                }
+            },
+            "EndpointSpec": {"Ports": [{"Protocol": "tcp", "TargetPort": 5432, "PublishedPort": 32042}]},
+        },
+        "Info": {
+            "Name": name,
+            "dbengine": engine,
+            "POSTGRES_PASSWORD": SECRET,
+            "Port": 32042,
+            "labels": _given(labels),
+        },
+    }
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _add_container(session: Session, c_id: int | None, name: str | None, data: Any, ts: datetime | None) -> int:
+    if c_id is None and ts is not None:
+        return admin_db.add_container(session, name, data, ts).id
+    row = (
+        ContainerRow(name=name, data=data, ts=ts)
+        if c_id is None
+        else ContainerRow(id=c_id, name=name, data=data, ts=ts)
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def _naive(when: datetime | str, zone: tzinfo) -> datetime:
+    when = moment(when)
+    return when if when.tzinfo is None else when.astimezone(zone).replace(tzinfo=None)
+
+
+class _Stream(io.TextIOWrapper):
+    """Stands in for stdout: UTF-8 text with a buffer beneath, like the real one."""
+
+    def __init__(self, terminal: bool) -> None:
+        self._bytes = io.BytesIO()
+        self._terminal = terminal
+        super().__init__(self._bytes, encoding="utf-8", newline="", write_through=True)
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def text(self) -> str:
+        self.flush()
+        return self._bytes.getvalue().decode("utf-8")
