@@ -8,10 +8,13 @@ whole nor `backups.command`: both hold passwords.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
+import select as select_
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
+import psycopg2
+import psycopg2.extensions
 from sqlalchemy import (
     CTE,
     URL,
@@ -108,13 +113,14 @@ def make_engine(
         return _sqlite_engine(url, read_only, connect_timeout)
     if url.get_backend_name() != "postgresql":
         raise ArgumentError(f"{url.get_backend_name()} is neither postgresql nor sqlite")
-    settings = {"statement_timeout": f"{query_timeout}s", "jit": "off"}
+    settings = {"statement_timeout": f"{query_timeout}s"}
     if read_only:
         settings["default_transaction_read_only"] = "on"
     arguments = {
         "connect_timeout": connect_timeout,
         "application_name": APPLICATION_NAME,
         "client_encoding": "utf8",
+        "connection_factory": _patient_connections(connect_timeout, query_timeout),
         **(libpq or {}),
     }
     passfile = Path(arguments.get("passfile") or os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass"))
@@ -125,7 +131,7 @@ def make_engine(
     arguments["options"] = " ".join(options).strip()
     facts = {"where": f"{url.username or ''}@{url.host}:{url.port or 5432}/{url.database}", "passfile": str(passfile)}
     snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    return create_engine(
+    engine = create_engine(
         url.set(drivername="postgresql+psycopg2"),
         connect_args=arguments,
         execution_options={**facts, **(snapshot if read_only else {})},
@@ -133,6 +139,56 @@ def make_engine(
         json_serializer=partial(json.dumps, ensure_ascii=False),  # an SQL_ASCII server refuses \\u escapes
         hide_parameters=True,
     )
+    event.listen(engine, "connect", _prepare_connection)
+    return engine
+
+
+def _prepare_connection(connection: psycopg2.extensions.connection, _: object) -> None:
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        connection.set_client_encoding("SQL_ASCII")  # the server would check UTF-8, and fail at other bytes
+    if connection.server_version >= 110_000:
+        with connection.cursor() as cursor:
+            cursor.execute("SET jit = off")  # compiling takes longer than any of our statements
+        connection.commit()
+
+
+def _lenient_utf8(name: str) -> codecs.CodecInfo | None:
+    """A codec that reads UTF-8, and spells out the bytes that are none."""
+    if name != "lenient_utf8":
+        return None
+    return codecs.CodecInfo(codecs.utf_8_encode, lambda raw, _="": codecs.utf_8_decode(raw, "backslashreplace", True))
+
+
+# a database in SQL_ASCII holds any bytes; psycopg2 itself would insist on ASCII
+codecs.register(_lenient_utf8)
+psycopg2.extensions.encodings["SQLASCII"] = "lenient_utf8"
+
+
+def _patient_connections(connect_timeout: int, query_timeout: int) -> type[psycopg2.extensions.connection]:
+    """A class of connections that know how long to wait for the server, see `_wait`."""
+    # the server itself ends a long statement; those seconds more are for one that cannot even do that
+    patience = {"connect_timeout": connect_timeout, "query_timeout": query_timeout + 5}
+    return type("PatientConnection", (psycopg2.extensions.connection,), patience)
+
+
+def _wait(connection: Any) -> None:
+    """Wait for the server, but not for ever, and with an open ear for signals.
+
+    libpq's own waiting would delay Ctrl-C and SIGTERM until the server has answered.
+    """
+    connecting = connection.status == psycopg2.extensions.STATUS_SETUP
+    patience = getattr(connection, "connect_timeout" if connecting else "query_timeout", None)
+    deadline = None if patience is None else time.monotonic() + patience
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+        wanted = select_.POLLIN if state == psycopg2.extensions.POLL_READ else select_.POLLOUT
+        poll = select_.poll()
+        poll.register(connection.fileno(), wanted)
+        if not poll.poll(None if rest is None else rest * 1000):
+            raise psycopg2.OperationalError("timeout expired")
+
+
+psycopg2.extensions.set_wait_callback(_wait)
 
 
 def _sqlite_engine(url: URL, read_only: bool, connect_timeout: int) -> Engine:
@@ -144,7 +200,7 @@ def _sqlite_engine(url: URL, read_only: bool, connect_timeout: int) -> Engine:
         target = f"file:{quote(os.path.abspath(str(url.database)))}?mode={mode}"
         # isolation_level None: sqlite3 leaves BEGIN to us, so that several SELECTs share one snapshot
         connection = sqlite3.connect(target, timeout=connect_timeout, isolation_level=None, uri=True)
-        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
         return connection
 
     facts = {"where": str(url.database or ":memory:"), "passfile": ""}
@@ -476,6 +532,8 @@ class Site:
     """The server's clock (this host's for SQLite), or the moment asked for; aware UTC."""
     floor: int | None
     """The recent part of the log are the ids above this one; None if that is the whole log."""
+    past_floor: int | None
+    """The same for the longer period that was asked for."""
     newest: datetime | None
     """The newest time stamp among the last few rows, naive local time; a hint, not a fact."""
     containers: list[Container]
@@ -576,23 +634,28 @@ class AuditReader:
         self._rules = rules
         self._postgres = session.connection().dialect.name == "postgresql"
 
-    def site(self, recent: timedelta) -> Site:
-        """Read the clock, the bounds of the log's recent part (of at least this length), the containers."""
-        facts = _facts_of_log(_clock(self._postgres, self.at), recent).subquery("facts")
+    def site(self, past: timedelta = timedelta(0)) -> Site:
+        """Read the clock, the containers, and where in the log its recent part and a longer past begin."""
+        facts = _facts_of_log(_clock(self._postgres, self.at), past + PAST_MARGIN).subquery("facts")
         active = ContainerState.__table__.outerjoin(ContainerRow.__table__, _CONTAINERS.id == _STATES.c_id)
         states = _with_documents(active, _STATES.id, _STATES.c_id, self._postgres).subquery("states")
         query = select(facts, states.c.row_id, *_container_columns(states, self._postgres))
         query = query.select_from(facts.outerjoin(states, true())).order_by(states.c.row_id)
         rows = self._session.connection().execute(query).all()
-        now, first, last, floor, newest = rows[0][:5]
+        now, newest, first, last, *floors = rows[0][:6]
         containers = {}
         for row in rows:
-            if row[5] is not None:
-                container = _to_container(row[6:])
+            if row[6] is not None:
+                container = _to_container(row[7:])
                 containers[container.c_id or (container.c_id, container.name)] = container
-        whole = last is None or min(floor, last - SMALL_LOG) < first
-        floor = None if whole else min(floor, last - SMALL_LOG)
-        return Site(now.replace(tzinfo=UTC), floor, newest, list(containers.values()))
+        floor, past_floor = (None if last is None else min(floor, last - SMALL_LOG) for floor in floors)
+        return Site(
+            now=now.replace(tzinfo=UTC),
+            floor=floor if floor is not None and floor >= first else None,
+            past_floor=past_floor if past_floor is not None and past_floor >= first else None,
+            newest=newest,
+            containers=list(containers.values()),
+        )
 
     def deleted(self, c_ids: Iterable[int]) -> list[Container]:
         """Read those of these containers that are not active any more."""
@@ -665,10 +728,10 @@ class AuditReader:
     def past(self, site: Site, since: datetime, with_ids: bool = False) -> PastLog:
         """Read in brief all runs that started since a moment; with `with_ids` also their backup_ids.
 
-        Grouped on the server: alike runs of a container arrive as one row. The floor of `site` must lie
-        far enough back (see `PAST_MARGIN`).
+        Grouped on the server: alike runs of a container arrive as one row. `site` must have been read with
+        a past as long as this.
         """
-        above: ColumnElement[bool] = true() if site.floor is None else _LOG.id > site.floor
+        above: ColumnElement[bool] = true() if site.past_floor is None else _LOG.id > site.past_floor
         # a run that began before the period and ended in it must be seen to have done so
         recent = _LOG.ts >= last_local(since - PAST_MARGIN, self._rules.zone)
         runs = _runs(and_(above, recent, self._seen(site.now))).subquery("runs")
@@ -817,35 +880,50 @@ def _clock(postgres: bool, at: datetime | None) -> ColumnElement[datetime]:
     return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f000", "now"), DateTime())
 
 
-def _facts_of_log(clock: ColumnElement[datetime], recent: timedelta) -> Select[Any]:
-    """One row: the clock, the first and last id of the log, the id below which all is older than `recent`,
-    and the newest time stamp at the end.
+def _facts_of_log(clock: ColumnElement[datetime], past: timedelta) -> Select[Any]:
+    """One row: the clock, the newest time stamp at the log's end, its first and last id, and two floors: of
+    the recent part and of the longer past.
+    """
+    ends = select(func.min(_LOG.id).label("first"), func.max(_LOG.id).label("last")).cte("ends")
+    end = select(_LOG.ts).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
+    newest = select(func.max(end.c.ts)).scalar_subquery()
+    recent = _floor(ends, clock, timedelta(days=RECENT_DAYS), "recent")
+    past_ = _floor(ends, clock, past, "past")
+    return select(
+        clock.label("now"),
+        newest.label("newest"),
+        ends.c.first,
+        ends.c.last,
+        recent.label("recent_floor"),
+        past_.label("past_floor"),
+    )
+
+
+def _floor(ends: CTE, clock: ColumnElement[datetime], reach: timedelta, name: str) -> ColumnElement[int]:
+    """The id at and below which all rows are older than `reach`.
 
     The ids are probed at 65 points from end to end, then once more at 65 points between the lowest recent
     point and its neighbour below. Below the floor no probe has found a recent row: old rows that were
     restored late, at the end, do not hide recent ones before them. Gaps in the ids do not matter.
     """
-    since = extract("epoch", clock) - (recent + timedelta(days=1)).total_seconds()  # a day for the zone
-    ends = select(func.min(_LOG.id).label("first"), func.max(_LOG.id).label("last")).cte("ends")
-    steps = select(literal(0).label("n")).cte("steps", recursive=True)
+    since = extract("epoch", clock) - (reach + timedelta(days=1)).total_seconds()  # a day for the zone
+    steps = select(literal(0).label("n")).cte(f"{name}_steps", recursive=True)
     steps = steps.union_all(select(steps.c.n + 1).where(steps.c.n < PROBES))
 
-    def bottom(start: ColumnElement[int], width: ColumnElement[int], table: FromClause, name: str) -> CTE:
+    def bottom(start: ColumnElement[int], width: ColumnElement[int], table: FromClause, level: str) -> CTE:
         grid = select((start + steps.c.n * width).label("id"), width.label("width")).join_from(table, steps, true())
-        points = grid.cte(f"{name}_points")
+        points = grid.cte(f"{name}_{level}_points")
         rows = select(_LOG.ts).where(_LOG.id >= points.c.id).order_by(_LOG.id).limit(PROBE_ROWS).correlate(points)
         newest = select(func.max(rows.subquery().c.ts)).scalar_subquery()
         recent_ids = case((extract("epoch", newest) >= since, points.c.id))
         lowest = func.coalesce(func.min(recent_ids), func.max(points.c.id)) - func.max(points.c.width)
-        return select(lowest.label("id"), (func.max(points.c.width) // PROBES + 1).label("width")).cte(name)
+        width = (func.max(points.c.width) // PROBES + 1).label("width")
+        return select(lowest.label("id"), width).cte(f"{name}_{level}")
 
     spacing = (sql_cast(ends.c.last, BigInteger) - ends.c.first) // PROBES + 1
     coarse = bottom(ends.c.first, spacing, ends, "coarse")
     fine = bottom(coarse.c.id, coarse.c.width, coarse, "fine")
-    end = select(_LOG.ts).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
-    newest = select(func.max(end.c.ts)).scalar_subquery()
-    facts = [clock.label("now"), ends.c.first, ends.c.last, (fine.c.id - 1).label("floor"), newest.label("newest")]
-    return select(*facts).join_from(ends, fine, true())
+    return select(fine.c.id - 1).scalar_subquery()
 
 
 def _is_patient(container: Container, rules: Rules) -> bool:

@@ -211,7 +211,7 @@ def judge_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRec
     rules = settings.rules
     asked = datetime.now(UTC)
     period = timedelta(days=settings.history_days)
-    site = reader.site(max(period + admin_db.PAST_MARGIN, timedelta(days=admin_db.RECENT_DAYS)))
+    site = reader.site(period)
     if not reader.at:
         record.clock_skew = (asked + (datetime.now(UTC) - asked) / 2 - site.now).total_seconds()
     if not site.containers and not settings.allow_empty:
@@ -260,7 +260,7 @@ def _details(settings: Settings, options: argparse.Namespace) -> _Result:
     engine = _engine(settings)
     with admin_db.audit_session(engine) as session:
         reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
-        site = reader.site(timedelta(days=admin_db.RECENT_DAYS))
+        site = reader.site()
         chosen = _choose(_audited(site, settings), options.containers)
         log = reader.runs(site.now, chosen)
     verdicts = [judge(container, log.of(container), site.now, rules) for container in chosen]
@@ -280,7 +280,7 @@ def _history(settings: Settings, options: argparse.Namespace) -> _Result:
     engine = _engine(settings)
     with admin_db.audit_session(engine) as session:
         reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
-        site = reader.site(days + admin_db.PAST_MARGIN)
+        site = reader.site(days)
         start = site.now - days
         log = reader.past(site, start, with_ids=options.csv)
         containers = _audited(site, settings)

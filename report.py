@@ -90,14 +90,14 @@ def table(audit: Audit, style: Style, database: str, window: timedelta, everythi
     if not (everything or listed or alarms):
         return
     for alarm in alarms:
-        yield _paint(alarm, 2, style)
+        yield from (_paint(line, 2, style) for line in textwrap.wrap(alarm, style.width))
     yield f"Backup Audit of {clean(database)}, {stamp(audit.now, style.zone)}"
     if listed:
         yield ""
         yield from _rows(listed, audit.now, style)
     yield ""
-    yield from _ignored(audit)
-    yield summary(audit)
+    for line in (*_ignored(audit), summary(audit)):
+        yield from textwrap.wrap(line, style.width)
 
 
 def summary(audit: Audit) -> str:

@@ -59,7 +59,8 @@ class Demo:
     def audit(self, *argv: str, status: int = 2) -> str:
         """Audit the demo as of the moment it was built for, and return what is printed."""
         config = str(self.folder / "mydb_config.py")
-        textfile = [] if set(argv) & {plan.name for plan in build.PLANS} else ["--output", str(self.textfile)]
+        partly = set(argv) & {"--history", *VERDICTS}
+        textfile = [] if partly else ["--output", str(self.textfile)]
         assert backup_audit.main(["--config", config, "--at", self.now.isoformat(), *textfile, *argv]) == status
         captured = self.capture.readouterr()
         assert captured.err == ""
@@ -157,7 +158,21 @@ def test_one_last_backup_was_suspiciously_short(demo: Demo) -> None:
     runs = json.loads(demo.audit("--json", "genome-variants", status=0))["containers"][0]["runs"]
     last, *others = [run["duration_seconds"] for run in runs]
     assert last == 2
-    assert all(1500 < seconds < 2300 for seconds in others)
+    assert all(1400 < seconds < 2400 for seconds in others)
+    assert "took 2 s, typically 31 min: check the dump" in demo.audit("-v")
+
+
+def test_its_history_has_scars(demo: Demo) -> None:
+    containers = json.loads(demo.audit("--history", "30", "--json", status=0))["containers"]
+    outcomes = {container["name"]: container["outcomes"] for container in containers}
+    outage = {name: marks[-1 - build.OUTAGE] for name, marks in outcomes.items() if len(marks) == 30}
+    assert outage.pop("cohort-2026") == "before"
+    assert set(outage.values()) == {"failed"}
+    assert outcomes["staff-wiki"].count("ok") == 29
+    assert outcomes["lab-notebook"].count("none") == 4
+    assert outcomes["rna-expression"].count("before") == 9
+    assert outcomes["publications"].count("failed") == 1
+    assert "ok" not in outcomes["cohort-2026"]
 
 
 def test_a_deleted_container_is_remembered_by_the_log_alone(demo: Demo) -> None:

@@ -1,0 +1,1 @@
+"""A small site to try Backup Audit on: `make demo`."""

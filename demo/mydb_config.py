@@ -1,0 +1,10 @@
+"""Settings of the demo. `demo/build.py` makes the database and the folder that are named here."""
+
+from os.path import relpath
+from pathlib import Path
+
+_here = Path(__file__).resolve().parent
+
+database_url = f"sqlite:///{relpath(_here / 'admin.db')}"
+prometheus_file = _here / "textfiles" / "backup_audit.prom"
+extra_jobs = {"offsite": "Daily"}
