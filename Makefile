@@ -24,6 +24,11 @@ venv: $(RUNTIME)  ## set up .venv with what Backup Audit needs to run
 demo: $(RUNTIME)  ## build a small admin database and audit it
 	@$(BIN)/python demo/build.py
 	@$(BIN)/python backup_audit.py --config demo/mydb_config.py -v || [ $$? -le 2 ]
+	@echo; $(BIN)/python backup_audit.py --config demo/mydb_config.py --history 30
+	@echo; echo 'The textfiles for node_exporter:'; ls demo/textfiles/*.prom
+	@echo; echo 'One container:   $(BIN)/python backup_audit.py --config demo/mydb_config.py consent-records'
+	@echo 'Your Prometheus: add monitoring/alerts.yml to rule_files in prometheus.yml'
+	@echo 'Your Grafana:    Dashboards, New, Import, monitoring/dashboard.json (monitoring/README.md tells more)'
 
 test: $(DEV)  ## run the tests, on PostgreSQL servers that they start themselves
 	$(BIN)/python -m $(PYTEST)

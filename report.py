@@ -12,6 +12,7 @@ import json
 import re
 import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
@@ -319,15 +320,16 @@ _OUTCOME_SEVERITY = {"ok": 0, "failed": 2, "none": 1}
 def history_table(
     coverages: list[Coverage], start: datetime, end: datetime, style: Style, database: str
 ) -> Iterator[str]:
-    """A line a container with a strip of its slots, oldest first; the worst ratio comes first."""
+    """A line a container with a strip of its slots, oldest first; the worst ratio comes first.
+
+    The first line's dates are those of the strips that have none of their own; a strip that is too long
+    for its line goes on in lines of its own.
+    """
     glyphs = _ASCII_GLYPHS if style.ascii else _GLYPHS
     days = (end - start) // timedelta(days=1)
     yield f"Backup history of {clean(database)}, {days} days to {stamp(end, style.zone)}"
-    yield (
-        f"{glyphs['ok']} backed up  {glyphs['failed']} failed  {glyphs['none']} nothing  blank: not made yet."
-        "  One mark a scheduled backup,"
-    )
-    yield "each strip from its first to its last day."
+    yield f"{glyphs['ok']} backed up   {glyphs['failed']} failed   {glyphs['none']} nothing   blank: not made yet"
+    yield "One mark a scheduled backup, the newest on the right."
     yield ""
     if not coverages:
         yield "No container has a schedule."
@@ -335,13 +337,15 @@ def history_table(
     ordered = sorted(coverages, key=_worst_first)
     names = [_history_name(coverage) for coverage in ordered]
     width = min(max(9, *(_columns(name) for name in names)), 18 if style.cut else 10_000)
-    yield f"{'RATIO':>5} {_fit('CONTAINER', width)} {'POLICY':7} {'GAP':>6} STRIP"
+    common = _scale(ordered, style.width - width - 22)
+    yield f"{'RATIO':>5} {_fit('CONTAINER', width)} {'POLICY':7} {'GAP':>6} {_dates(common, style.zone)}".rstrip()
     for name, coverage in zip(names, ordered, strict=True):
         ratio = "-" if coverage.ratio is None else f"{int(coverage.ratio * 100)} %"
-        head = f"{ratio:>5} {_fit(name, width)} {_fit(clean(coverage.policy), 7)} {_days(coverage.longest_gap):>6}"
-        yield from _strip(head, coverage, glyphs, style)
+        gap = f"{coverage.longest_gap / timedelta(days=1):.1f} d"
+        head = f"{ratio:>5} {_fit(name, width)} {_fit(clean(coverage.policy), 7)} {gap:>6}"
+        yield from _strip(head, coverage, common, glyphs, style)
     yield ""
-    yield _history_summary(ordered)
+    yield from textwrap.wrap(_history_summary(ordered), style.width)
 
 
 def _worst_first(coverage: Coverage) -> tuple[float, timedelta, str]:
@@ -353,43 +357,52 @@ def _history_name(coverage: Coverage) -> str:
     return clean(coverage.container.name) + deleted
 
 
-def _strip(head: str, coverage: Coverage, glyphs: Mapping[str, str], style: Style) -> Iterator[str]:
-    """The line of one container; a strip that does not fit goes on in lines of its own, by whole weeks."""
+def _scale(coverages: Iterable[Coverage], room: int) -> list[int]:
+    """The edges that most strips share, if a strip of them fits into a line; else none."""
+    votes = Counter(tuple(coverage.edges) for coverage in coverages)
+    common = list(votes.most_common(1)[0][0])
+    return common if 12 < len(common) <= room + 1 else []
+
+
+def _dates(edges: list[int], zone: tzinfo) -> str:
+    """The first and the last day of a strip, as far apart as its ends."""
+    if not edges:
+        return ""
+    first, last = (from_microseconds(edge).astimezone(zone).strftime("%m-%d") for edge in (edges[0], edges[-1] - 1))
+    return first + last.rjust(len(edges) - 1 - len(first))
+
+
+def _strip(head: str, coverage: Coverage, common: list[int], glyphs: Mapping[str, str], style: Style) -> Iterator[str]:
+    """The line of one container, or the lines."""
+    outcomes, edges = coverage.outcomes, coverage.edges
+    marks = [_paint(glyphs[outcome], _OUTCOME_SEVERITY.get(outcome, 0), style) for outcome in outcomes]
 
     def day(edge: int) -> str:
-        return from_microseconds(edge).astimezone(style.zone).strftime("%m-%d")
+        return from_microseconds(edge).astimezone(style.zone).strftime("%Y-%m-%d")
 
-    outcomes, edges = coverage.outcomes, coverage.edges
-    room = style.width - len(head) - 2 * 6 - 1
-    if len(outcomes) > room:
+    if not outcomes:
+        yield f"{head} nothing was due"
+    elif edges == common:
+        yield f"{head} {''.join(marks)}"
+    elif len(outcomes) <= style.width - len(head) - 13:
+        yield f"{head} {day(edges[0])[5:]} {''.join(marks)} {day(edges[-2])[5:]}"
+    else:
         yield head
-        head, room = " " * 7, style.width - 7 - 2 * 12 - 1
-        room -= room % 7 if room >= 7 else 0
-
-        def day(edge: int) -> str:
-            return from_microseconds(edge).astimezone(style.zone).strftime("%Y-%m-%d")
-
-    for first in range(0, max(len(outcomes), 1), room):
-        part = outcomes[first : first + room]
-        marks = "".join(_paint(glyphs[outcome], _OUTCOME_SEVERITY.get(outcome, 0), style) for outcome in part)
-        if part:
-            yield f"{head} {day(edges[first])} {marks} {day(edges[first + len(part)] - 1)}"
-        else:
-            yield f"{head} no backup was due"
-
-
-def _days(gap: timedelta) -> str:
-    return f"{gap / timedelta(days=1):.1f} d"
+        room = (style.width - 7 - 2 * 11) // 7 * 7  # whole weeks
+        for first in range(0, len(outcomes), room):
+            part = marks[first : first + room]
+            yield f"{'':7}{day(edges[first])} {''.join(part)} {day(edges[first + len(part) - 1])}"
 
 
 def _history_summary(coverages: list[Coverage]) -> str:
     slots, covered = sum(c.slots for c in coverages), sum(c.covered for c in coverages)
     gap = max(coverages, key=lambda coverage: coverage.longest_gap)
-    worst = coverages[0]
-    share = f"{covered / slots:.1%}".replace("%", " %") if slots else "no ratio"
+    days = f"{gap.longest_gap / timedelta(days=1):.1f} d"
+    share = f"{int(1000 * covered / slots) / 10} %" if slots else "no ratio"
+    number = f"{len(coverages)} container{'s' * (len(coverages) != 1)}"
     return (
-        f"{len(coverages)} containers, {slots} slots, {covered} covered ({share}); longest gap"
-        f" {_days(gap.longest_gap)} ({clean(gap.container.name)}); worst {clean(worst.container.name)}"
+        f"{number}, {slots} slots, {covered} covered ({share}); longest gap {days}"
+        f" ({clean(gap.container.name)}), worst ratio {clean(coverages[0].container.name)}"
     )
 
 
