@@ -27,23 +27,22 @@ FUTURE_TOLERANCE = timedelta(minutes=5)
 # chosen by users appear ("failed-trials", "error_tracking"). So a word alone proves nothing; its place in
 # the line does.
 _TROUBLE = (
-    r"(?:errors?|exception|fatal|panic|failed|failure|cannot|can't|can not|couldn't|could not|unable to"
-    r"|invalid|denied|refused|no such|not found|no space left|out of memory|killed|aborted|timed? ?out)"
+    r"(?:errors?|errno|exception|fatal|panic|failed|failure|cannot|can't|can not|couldn't|could not|unable to|invalid"
+    r"|denied|refused|no such|not found|no space left|out of memory|killed|abort(?:ed|ing)|timed? ?out)"
 )
 _QUOTED_OR_PLAIN = r"""(?:[^"'\n]|"[^"\n]*"|'[^'\n]*')*?"""
 _ERROR_LINES = (
     # MariaDB Backup error.  Container: sales
     r"\w+ backup (?:error|exception|failed|failure)\b",
-    # Error message: ..., Exception: ..., botocore.exceptions.ClientError: ..., FATAL: ...
-    r"(?:error message|[\w.]*(?:error|exception)|fatal|failed|failure|panic)[ \t]*:",
-    r"(?:an error occurred|fatal error|error response from|traceback \(most recent)",
-    # pg_dump: error: ..., /bin/cp: cannot stat ..., but no word in quotes and no mere warning
-    rf"[\w./-]+: (?!\W*(?:warning|note|info)\b){_QUOTED_OR_PLAIN}\b{_TROUBLE}(?![\w.-])",
+    # Exception: ..., botocore.exceptions.ClientError: ..., FATAL: ..., rpc error: ..., upload failed: ...
+    r"(?:\w+ ){0,4}(?:error|failed):|(?:error message|[\w.]*(?:error|exception)|fatal|failure|panic)[ \t]*:",
+    r"(?:an error occurred|error response from|error \d+ \(|exception in thread|traceback \(most recent)",
+    # pg_dump: error: ..., /bin/cp: cannot stat ..., but no word in quotes or in a name, and no mere warning
+    rf"[\w./-]+: (?!\W*(?:warning|note|info)\b){_QUOTED_OR_PLAIN}(?<![\w./-]){_TROUBLE}(?![\w.-])",
     # mongodump's time stamp, a tab, Failed: ...
     r"[\d:.T+-]{19,}Z?\s+(?:failed|error|fatal|panic)\b",
-    # upload failed: ... to s3://..., OCI runtime exec failed: ...
-    r"(?:upload|download|copy|move|(?:\w+ ){0,4}exec) failed:",
-    r"(?:no such|no space left|unable to|could not|cannot|permission denied|access denied|killed$)",
+    r"(?:no such|no space left|unable to|could not|cannot|(?:got )?permission denied|access denied)\b",
+    r"(?:killed$|segmentation fault)",
 )
 DEFAULT_ERROR_PATTERN = rf"(?im)^[ \t]*(?:{'|'.join(_ERROR_LINES)})"
 """Marks an `err_msg` as an error; a Python regular expression, searched for in each message."""
