@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
-from itertools import repeat
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -73,7 +73,6 @@ from policy import (
     UTC,
     Container,
     Past,
-    PastRun,
     Rules,
     Run,
     Verdict,
@@ -520,6 +519,7 @@ _SEPARATOR = "\x1e"  # between the messages of a run; inside of a message it bec
 _CONTAINERS = ContainerRow.__table__.c
 _STATES = ContainerState.__table__.c
 _LOG = BackupLog.__table__.c
+_LOG_COLUMNS = (_LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.err_msg, _LOG.ts)
 
 _Key = tuple[int | None, str | None]
 
@@ -566,7 +566,7 @@ class PastLog:
 
     def __init__(self, rows: Iterable[Sequence[Any]], since: datetime, rules: Rules) -> None:
         self._since = microseconds(since)
-        self._clock = _LocalClock(rules.zone)
+        self._clock = None if rules.zone is UTC else _LocalClock(rules.zone)
         self._errors = _Errors(rules.error_pattern)
         self._groups: dict[_Key, list[tuple[str | None, bool, str, str | None]]] = {}
         for c_id, job, messages, unended, moments, ids in rows:
@@ -574,25 +574,31 @@ class PastLog:
 
     def of(self, container: Container) -> Past:
         """The runs of one container that started in the period, in brief."""
-        past = Past([], [])
+        past = Past()
         for messages, unended, moments, ids in self._groups.get(_key(container), ()):
-            group = past.others if unended or self._errors[messages] is not None else past.succeeded
-            group += self._unpack(moments, unended, ids)
+            numbers = list(map(int, moments.split()))
+            starts, ends = (numbers, [0] * len(numbers)) if unended else (numbers[::2], numbers[1::2])
+            names = [""] * len(starts) if ids is None else ids.split(_SEPARATOR)
+            if self._clock is not None:
+                ends = [end and self._clock.utc(end, start) for start, end in zip(starts, ends, strict=True)]
+                starts = [self._clock.utc(start) for start in starts]
+            if starts and min(starts) < self._since:
+                within = [start >= self._since for start in starts]
+                starts, ends = list(compress(starts, within)), list(compress(ends, within))
+                names = list(compress(names, within))
+            if unended or self._errors[messages] is not None:
+                past.other_starts.extend(starts)
+                past.other_ends.extend(ends)
+                past.other_ids.extend(names)
+            else:
+                past.starts.extend(starts)
+                past.ends.extend(ends)
+                past.ids.extend(names)
         return past
 
     def c_ids(self) -> set[int]:
         """The containers that the log knows in this period."""
         return {c_id for c_id, _ in self._groups if c_id}
-
-    def _unpack(self, moments: str, unended: bool, ids: str | None) -> Iterator[PastRun]:
-        numbers = list(map(int, moments.split()))
-        starts: Iterable[int] = numbers if unended else numbers[::2]
-        ends: Iterable[int] = repeat(0) if unended else numbers[1::2]
-        names: Iterable[str] = repeat("") if ids is None else ids.split(_SEPARATOR)
-        for start, end, name in zip(starts, ends, names, strict=False):  # `repeat` has no end
-            started = self._clock.utc(start)
-            if started >= self._since:
-                yield started, self._clock.utc(end, not_before=start) if end else None, name
 
 
 class _LocalClock:
@@ -606,8 +612,6 @@ class _LocalClock:
 
     def utc(self, local: int, not_before: int | None = None) -> int:
         """The moment that a local time means; `not_before` is the local start of the run that it ends."""
-        if self._zone is UTC:
-            return local
         day = local // self._DAY
         if day not in self._offsets:
             first, last = self._exact(day * self._DAY), self._exact((day + 1) * self._DAY)
@@ -680,7 +684,7 @@ class AuditReader:
             since = min(now, site.newest or now) - DAILY_REACH
             wanted = or_(_LOG.ts >= since, _LOG.c_id == 0, _LOG.c_id.in_(_inline(patient)))
         facts = select(*self._ignored(site.now)).where(above).subquery("facts")
-        runs = _runs(and_(above, wanted, self._seen(site.now))).subquery("runs")
+        runs = _runs(_LOG, and_(above, wanted, self._seen(_LOG, site.now))).subquery("runs")
         query = select(facts, runs).select_from(facts.outerjoin(runs, true()))
         rows = self._session.connection().execute(query).all()
         malformed, future, newest = rows[0][:3]
@@ -708,11 +712,14 @@ class AuditReader:
                 since = min(since, success.started)
             else:
                 unknown.append(verdict.container)
-        later = BackupLog.__table__.alias("later").c
         since_local = last_local(since, self._rules.zone) - timedelta(days=RECENT_DAYS)
+        later = BackupLog.__table__.alias("later").c
         keys = select(later.c_id, later.backup_id).where(later.ts >= since_local, later.c_id.in_(_inline(known)))
-        of_known = and_(_LOG.c_id.in_(_inline(known)), tuple_(_LOG.c_id, _LOG.backup_id).in_(keys))
-        runs = _runs(and_(or_(of_known, _of(unknown)), self._seen(now))).subquery("runs")
+        # OFFSET 0 keeps the planner from trying the dearer conditions on every row of the log
+        mine = or_(_LOG.c_id.in_(_inline(known)), _of(_LOG, unknown))
+        log = select(*_LOG_COLUMNS).where(mine).offset(0).subquery("log").c
+        wanted = or_(_of(log, unknown), tuple_(log.c_id, log.backup_id).in_(keys))
+        runs = _runs(log, and_(wanted, self._seen(log, now))).subquery("runs")
 
         started = func.coalesce(runs.c.started, runs.c.ended)
         young = started > last_local(now - self._rules.max_runtime, self._rules.zone)
@@ -723,7 +730,7 @@ class AuditReader:
 
     def runs(self, now: datetime, containers: Iterable[Container]) -> Log:
         """Read every run of some containers."""
-        return self._stream(_runs(and_(_of(containers), self._seen(now))))
+        return self._stream(_runs(_LOG, and_(_of(_LOG, containers), self._seen(_LOG, now))))
 
     def past(self, site: Site, since: datetime, with_ids: bool = False) -> PastLog:
         """Read in brief all runs that started since a moment; with `with_ids` also their backup_ids.
@@ -734,7 +741,7 @@ class AuditReader:
         above: ColumnElement[bool] = true() if site.past_floor is None else _LOG.id > site.past_floor
         # a run that began before the period and ended in it must be seen to have done so
         recent = _LOG.ts >= last_local(since - PAST_MARGIN, self._rules.zone)
-        runs = _runs(and_(above, recent, self._seen(site.now))).subquery("runs")
+        runs = _runs(_LOG, and_(above, recent, self._seen(_LOG, site.now))).subquery("runs")
         unended = runs.c.ended.is_(None).label("unended")
         started = func.coalesce(runs.c.started, runs.c.ended)
         ended = case((runs.c.started.is_(None), 0), else_=_microseconds(runs.c.ended, self._postgres))
@@ -753,17 +760,17 @@ class AuditReader:
         """The last local time that is seen."""
         return last_local(self.at or now + FUTURE_TOLERANCE, self._rules.zone)
 
-    def _seen(self, now: datetime) -> ColumnElement[bool]:
-        return and_(_is_sound(self._postgres), _LOG.ts <= self._bound(now))
+    def _seen(self, log: Any, now: datetime) -> ColumnElement[bool]:
+        return and_(_is_sound(log, self._postgres), log.ts <= self._bound(now))
 
     def _ignored(self, now: datetime) -> Iterator[ColumnElement[Any]]:
         """How many rows are malformed and future, and the newest of the others."""
-        sound, bound = _is_sound(self._postgres), self._bound(now)
+        sound, bound = _is_sound(_LOG, self._postgres), self._bound(now)
         later = literal(0) if self.at else case((and_(sound, _LOG.ts > bound), 1), else_=0)
         unseen = and_(_LOG.ts > bound, literal(self.at is not None))
         yield func.coalesce(func.sum(case((or_(sound, unseen), 0), else_=1)), 0).label("malformed")
         yield func.coalesce(func.sum(later), 0).label("future")
-        yield func.max(case((self._seen(now), _LOG.ts))).label("newest")
+        yield func.max(case((self._seen(_LOG, now), _LOG.ts))).label("newest")
 
     def _to_runs(self, rows: Iterable[Sequence[Any]]) -> dict[_Key, list[Run]]:
         zone, errors = self._rules.zone, _Errors(self._rules.error_pattern)
@@ -939,11 +946,11 @@ def _inline(ids: Iterable[int | None]) -> BindParameter[Any]:
     return bindparam(None, list(ids), type_=Integer(), expanding=True, literal_execute=True)
 
 
-def _of(containers: Iterable[Container]) -> ColumnElement[bool]:
+def _of(log: Any, containers: Iterable[Container]) -> ColumnElement[bool]:
     """Whether a log row belongs to one of these containers."""
     keys = [_key(container) for container in containers]
     ids = _inline(c_id for c_id, job in keys if job is None and c_id is not None)
-    return or_(_LOG.c_id.in_(ids), and_(_LOG.c_id == 0, _LOG.name.in_([job for _, job in keys if job is not None])))
+    return or_(log.c_id.in_(ids), and_(log.c_id == 0, log.name.in_([job for _, job in keys if job is not None])))
 
 
 def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool]:
@@ -961,32 +968,32 @@ def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[i
     return extract("epoch", column) * 1_000_000 + sql_cast(fraction, Integer)
 
 
-def _is_sound(postgres: bool) -> ColumnElement[bool]:
+def _is_sound(log: Any, postgres: bool) -> ColumnElement[bool]:
     """Whether a log row is none of the malformed ones; never NULL."""
     return and_(
-        _LOG.ts.is_not(None),
-        _is_moment(_LOG.ts, postgres),
-        func.coalesce(_LOG.backup_id, "") != "",
-        func.coalesce(_LOG.state, "").in_(("start", "end")),
+        log.ts.is_not(None),
+        _is_moment(log.ts, postgres),
+        func.coalesce(log.backup_id, "") != "",
+        func.coalesce(log.state, "").in_(("start", "end")),
     )
 
 
-def _runs(rows: ColumnElement[bool]) -> Select[Any]:
+def _runs(log: Any, rows: ColumnElement[bool]) -> Select[Any]:
     """The log's rows, grouped into runs: earliest start, latest end, and all that was said."""
-    job = case((_LOG.c_id == 0, _LOG.name))
-    said = func.replace(case((_LOG.err_msg != "", _LOG.err_msg)), _SEPARATOR, " ")
+    job = case((log.c_id == 0, log.name))
+    said = func.replace(case((log.err_msg != "", log.err_msg)), _SEPARATOR, " ")
     return (
         select(
-            _LOG.c_id,
+            log.c_id,
             job.label("job"),
-            _LOG.backup_id,
-            func.max(_LOG.backup_type).label("type"),
-            func.min(case((_LOG.state == "start", _LOG.ts))).label("started"),
-            func.max(case((_LOG.state == "end", _LOG.ts))).label("ended"),
+            log.backup_id,
+            func.max(log.backup_type).label("type"),
+            func.min(case((log.state == "start", log.ts))).label("started"),
+            func.max(case((log.state == "end", log.ts))).label("ended"),
             func.aggregate_strings(said, _SEPARATOR).label("messages"),
         )
-        .where(rows, _LOG.c_id.is_not(None))
-        .group_by(_LOG.c_id, job, _LOG.backup_id)
+        .where(rows, log.c_id.is_not(None))
+        .group_by(log.c_id, job, log.backup_id)
     )
 
 
@@ -998,7 +1005,7 @@ def read_nothing(session: Session) -> Iterator[str]:
     for columns in (
         (_CONTAINERS.id, _CONTAINERS.name, _CONTAINERS.data, _CONTAINERS.ts),
         (_STATES.id, _STATES.c_id, _STATES.name, _STATES.state),
-        (_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.err_msg, _LOG.ts),
+        (_LOG.id, *_LOG_COLUMNS),
     ):
         session.execute(select(*columns).where(false())).all()
         yield columns[0].table.name

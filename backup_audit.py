@@ -9,6 +9,11 @@ could not be done.
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # before the large imports: a process of a second has no use for it, and it costs a tenth
+
 import argparse
 import difflib
 import io

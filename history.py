@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from policy import HOUR, MICROSECOND, Container, Past, PastRun, Rules, microseconds, next_weekly_midnight
+from policy import HOUR, MICROSECOND, Container, Past, Rules, microseconds, next_weekly_midnight
+
+PastRun = tuple[int, int, str]
+"""A run in brief: start, end (0 if unknown) and backup_id, as in `Past`."""
 
 OK, FAILED, NONE, BEFORE = "ok", "failed", "none", "before"
 
@@ -79,44 +82,55 @@ def cover(container: Container, policy: str, past: Past, edges: list[int], start
     count = len(edges) - 1
     runs: list[PastRun | None] = [None] * count
     outcomes = [NONE] * count
-    for outcome, group in ((FAILED, past.others), (OK, past.succeeded)):
+    failed = zip(past.other_starts, past.other_ends, past.other_ids, strict=True)
+    succeeded = zip(past.starts, past.ends, past.ids, strict=True)
+    for outcome, group in ((FAILED, failed), (OK, succeeded)):
         for run in sorted(group):
             slot = bisect_right(edges, run[0]) - 1
             if 0 <= slot < count:
                 runs[slot], outcomes[slot] = run, outcome
-    created = microseconds(container.created) if container.created else None
-    if created is not None:
-        for slot in range(count):
-            if edges[slot + 1] <= created:
-                runs[slot], outcomes[slot] = None, BEFORE
-    first, last = max(microseconds(start), created or 0), microseconds(end)
-    within = [run for run in past.succeeded if microseconds(start) <= run[0] <= last]
-    gap = longest_gap(past, first, last) * MICROSECOND
-    return Coverage(container, policy, edges, outcomes, runs, gap, _median(_durations(within)))
+    first_slot = _first_slot(container, edges)
+    for slot in range(min(first_slot, count)):
+        runs[slot], outcomes[slot] = None, BEFORE
+    first, last = microseconds(start), microseconds(end)
+    durations = [e - s for s, e in zip(past.starts, past.ends, strict=True) if e >= s and first <= s <= last]
+    born = first if container.created is None else max(first, microseconds(container.created))
+    gap = longest_gap(past, born, last) * MICROSECOND
+    return Coverage(container, policy, edges, outcomes, runs, gap, _median(durations))
 
 
 def covered_ratio(container: Container, past: Past, edges: list[int]) -> float | None:
     """`cover(...).ratio` without the details, for the nightly audit of all containers."""
-    first = bisect_right(edges, microseconds(container.created)) - 1 if container.created else 0
-    first = max(first, 0)
-    slots = len(edges) - 1 - first
-    if slots <= 0:
+    first, count = _first_slot(container, edges), len(edges) - 1
+    if first >= count:
         return None
-    covered = {bisect_right(edges, run[0]) - 1 for run in past.succeeded}
-    return sum(first <= slot < len(edges) - 1 for slot in covered) / slots
+    slots = {bisect_right(edges, start) - 1 for start in past.starts}
+    return sum(first <= slot < count for slot in slots) / (count - first)
+
+
+def _first_slot(container: Container, edges: list[int]) -> int:
+    """The first slot that had not ended when the container was made."""
+    if container.created is None:
+        return 0
+    return max(0, bisect_right(edges, microseconds(container.created)) - 1)
 
 
 def longest_gap(past: Past, first: int, last: int) -> int:
     """The longest stretch (in microseconds) from `first` to `last` in which no succeeded run started."""
-    starts = sorted(run[0] for run in past.succeeded if first < run[0] < last)
+    starts = sorted(start for start in past.starts if first < start < last)
     edges = [first, *starts, max(first, last)]
     return max(later - earlier for earlier, later in pairwise(edges))
 
 
 def typical_duration(past: Past) -> timedelta | None:
     """The median duration of the succeeded runs before the last one; None if there are fewer than five."""
-    before = sorted(past.succeeded)[:-1]
-    return _median(_durations(before)) if len(_durations(before)) >= TYPICAL_RUNS else None
+    if len(past.starts) <= TYPICAL_RUNS:
+        return None
+    last = max(zip(past.starts, past.ends, strict=True))
+    durations = [end - start for start, end in zip(past.starts, past.ends, strict=True) if end >= start]
+    if last[1] >= last[0]:
+        durations.remove(last[1] - last[0])
+    return _median(durations) if len(durations) >= TYPICAL_RUNS else None
 
 
 def suspiciously_short(duration: timedelta | None, typical: timedelta | None) -> bool:
@@ -124,10 +138,6 @@ def suspiciously_short(duration: timedelta | None, typical: timedelta | None) ->
     if duration is None or typical is None or typical < HOUR / 60:
         return False
     return duration < typical * SUSPICIOUS_SHARE
-
-
-def _durations(runs: list[PastRun]) -> list[int]:
-    return [end - start for start, end, _ in runs if end is not None and end >= start]
 
 
 def _median(durations: list[int]) -> timedelta | None:

@@ -190,8 +190,8 @@ def run_families(
     yield info
 
 
-def _label(verdicts: Iterable[Verdict]) -> list[tuple[str, str, Verdict]]:
-    """Each verdict with its name and c_id as label values. No two pairs are equal, the worst verdict wins:
+def _label(verdicts: Iterable[Verdict]) -> list[tuple[dict[str, str], Verdict]]:
+    """Each verdict with its labels name and c_id. No two pairs are equal, the worst verdict wins:
     node_exporter would keep the first of two equal series and lose the other without a word.
     """
     labelled: dict[tuple[str, str], Verdict] = {}
@@ -200,7 +200,7 @@ def _label(verdicts: Iterable[Verdict]) -> list[tuple[str, str, Verdict]]:
         key = _label_value(verdict.container.name), "" if c_id is None else str(c_id)
         if key not in labelled or labelled[key].severity < verdict.severity:
             labelled[key] = verdict
-    return [(name, c_id, verdict) for (name, c_id), verdict in labelled.items()]
+    return [({"name": name, "c_id": c_id}, verdict) for (name, c_id), verdict in labelled.items()]
 
 
 def _label_value(text: str | None) -> str:
@@ -208,13 +208,13 @@ def _label_value(text: str | None) -> str:
     return (text or "").encode("utf-8", "replace").decode("utf-8")
 
 
-def _family(metric: _Metric, labelled: Iterable[tuple[str, str, Verdict]]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(metric.name, metric.help, labels=["name", "c_id", *metric.labels])
-    for name, c_id, verdict in labelled:
+def _family(metric: _Metric, labelled: Iterable[tuple[dict[str, str], Verdict]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(metric.name, metric.help)
+    for labels, verdict in labelled:
         value = metric.value(verdict)
         if value is not None:
-            more = [_label_value(text(verdict)) for text in metric.labels.values()]
-            family.add_metric([name, c_id, *more], value)
+            more = {label: _label_value(text(verdict)) for label, text in metric.labels.items()}
+            family.add_sample(metric.name, {**labels, **more} if more else labels, value)
     return family
 
 

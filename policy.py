@@ -133,20 +133,26 @@ class Run:
         return Outcome.RUNNING if now - self.started < max_runtime else Outcome.STALLED
 
 
-PastRun = tuple[int, int | None, str]
-"""A run in brief: start, end (None if not known) and backup_id; microseconds since the epoch (UTC)."""
-
-
 @dataclass(frozen=True)
 class Past:
-    """A container's runs over a longer period, in brief and in any order."""
+    """A container's runs over a longer period, in brief and in any order.
 
-    succeeded: list[PastRun] = field(default_factory=list)
-    others: list[PastRun] = field(default_factory=list)
+    Moments are whole microseconds since the epoch (UTC): a year of a large site is a million runs. The
+    lists of starts, ends and ids belong together, place by place; an unknown end is 0.
+    """
+
+    starts: list[int] = field(default_factory=list)
+    """Of the runs that succeeded; those that did not are in `other_starts` and so on."""
+    ends: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    """The `backup_id`s, if they were asked for."""
+    other_starts: list[int] = field(default_factory=list)
+    other_ends: list[int] = field(default_factory=list)
+    other_ids: list[str] = field(default_factory=list)
 
     def last_row(self) -> int | None:
         """The moment of the newest log row of these runs."""
-        return max((end or start for start, end, _ in (*self.succeeded, *self.others)), default=None)
+        return max((*self.starts, *self.ends, *self.other_starts, *self.other_ends), default=None)
 
 
 @dataclass(frozen=True)
@@ -168,17 +174,20 @@ class Container:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the backup that a container was promised exists, and why we say so."""
+    """Whether the backup that a container was promised exists."""
 
     container: Container
     status: Status
-    reason: str
     policy: str
     """The policy's proper name (`Daily` for ` daily `), or the owner's words if it is unknown."""
+    now: datetime
+    rules: Rules
     due: datetime | None = None
     """The moment by which a newer successful run must have started; None without a schedule."""
     last_run: Run | None = None
-    last_outcome: Outcome | None = None
+    """The newest run, whatever became of it."""
+    concluded: Run | None = None
+    """The newest run that is not running."""
     last_success: Run | None = None
     note: str | None = None
     """A suspicion that is not a status."""
@@ -186,6 +195,11 @@ class Verdict:
     """The share of the scheduled backups of the last `history_days` that exist; None without any."""
     typical_duration: timedelta | None = None
     """The median duration of the succeeded runs before the last one, if there are enough."""
+
+    @property
+    def reason(self) -> str:
+        """Why, in one plain sentence with the figures that led to the status."""
+        return _reason(self)
 
     @property
     def severity(self) -> int:
@@ -341,34 +355,50 @@ def judge(container: Container, runs: Iterable[Run], now: datetime, rules: Rules
     if policy is not None and policy != "Never":
         due = due_at(policy, success.started if success else container.created or LONG_AGO, rules)
 
-    def verdict(status: Status, reason: str) -> Verdict:
-        name = policy or (container.policy or "").strip()
-        return Verdict(container, status, reason, name, due, newest, newest_outcome, success)
-
     if policy is None:
-        return verdict(Status.NO_POLICY, _why_no_policy(container))
-    if due is None:
-        return verdict(Status.EXEMPT, "no backups wanted (policy Never)")
-    fine = due > now and concluded_outcome in (None, Outcome.SUCCEEDED)
-    if newest and newest_outcome is Outcome.RUNNING and not (fine and concluded):
-        before = _why_not_fine(concluded, concluded_outcome, success, rules)
-        return verdict(Status.RUNNING, f"running since {_since(newest.started, now, rules)}; {before}")
-    if concluded and concluded_outcome is Outcome.FAILED:
-        return verdict(Status.FAILED, f"the run of {_since(concluded.started, now, rules)} failed: {concluded.error}")
-    if concluded and concluded_outcome is Outcome.STALLED:
+        status = Status.NO_POLICY
+    elif due is None:
+        status = Status.EXEMPT
+    elif newest_outcome is Outcome.RUNNING and not (concluded_outcome is Outcome.SUCCEEDED and now < due):
+        status = Status.RUNNING
+    elif concluded_outcome is Outcome.FAILED:
+        status = Status.FAILED
+    elif concluded_outcome is Outcome.STALLED:
+        status = Status.STALLED
+    elif now < due:
+        status = Status.OK if success else Status.NEW
+    elif container.state != "running":
+        status = Status.PAUSED
+    else:
+        status = Status.LATE if now < due + rules.grace else Status.MISSED
+    name = policy or (container.policy or "").strip()
+    return Verdict(container, status, name, now, rules, due, newest, concluded, success)
+
+
+# --- Reasons -------------------------------------------------------------------------------------------
+
+
+def _reason(verdict: Verdict) -> str:
+    container, status, rules = verdict.container, verdict.status, verdict.rules
+    newest, concluded, success = verdict.last_run, verdict.concluded, verdict.last_success
+    if status is Status.NO_POLICY:
+        return _why_no_policy(container)
+    if verdict.due is None:
+        return "no backups wanted (policy Never)"
+    due = stamp(verdict.due, rules.zone)
+    if status is Status.RUNNING and newest:
+        return f"running since {_since(newest.started, verdict)}; {_what_came_before(verdict)}"
+    if status is Status.FAILED and concluded:
+        return f"the run of {_since(concluded.started, verdict)} failed: {concluded.error}"
+    if status is Status.STALLED and concluded:
         limit = _hours(rules.max_runtime)
-        reason = f"the run of {_since(concluded.started, now, rules)} has not ended, {limit} are allowed"
-        return verdict(Status.STALLED, reason)
-    if fine and success:
-        return verdict(Status.OK, f"backed up {_since(success.started, now, rules)}, next due {stamp(due, rules.zone)}")
-    if fine:
-        created = _since(container.created or LONG_AGO, now, rules)
-        return verdict(Status.NEW, f"created {created}, first backup due {stamp(due, rules.zone)}")
-    reason = _why_overdue(container, success, due, now, rules, policy)
-    if container.state != "running":
-        return verdict(Status.PAUSED, f"state is {container.state or 'unknown'}; {reason}")
-    deadline = due + rules.grace
-    return verdict(Status.LATE if now < deadline else Status.MISSED, reason)
+        return f"the run of {_since(concluded.started, verdict)} has not ended, {limit} are allowed"
+    if status is Status.OK and success:
+        return f"backed up {_since(success.started, verdict)}, next due {due}"
+    if status is Status.NEW:
+        return f"created {_since(container.created or LONG_AGO, verdict)}, first backup due {due}"
+    overdue = _why_overdue(verdict, due)
+    return f"state is {container.state or 'unknown'}; {overdue}" if status is Status.PAUSED else overdue
 
 
 def _why_no_policy(container: Container) -> str:
@@ -379,26 +409,28 @@ def _why_no_policy(container: Container) -> str:
     return f"unknown backup policy '{container.policy.strip()}'"
 
 
-def _why_not_fine(concluded: Run | None, outcome: Outcome | None, success: Run | None, rules: Rules) -> str:
-    if concluded and outcome in (Outcome.FAILED, Outcome.STALLED):
-        return f"the run before, of {stamp(concluded.started, rules.zone)}, {outcome.value}"
-    if success:
-        return f"last good backup {stamp(success.started, rules.zone)}"
+def _what_came_before(verdict: Verdict) -> str:
+    before, zone = verdict.concluded, verdict.rules.zone
+    if before is not None:
+        outcome = before.outcome(verdict.now, verdict.rules.max_runtime)
+        if outcome is not Outcome.SUCCEEDED:
+            return f"the run before, of {stamp(before.started, zone)}, {outcome.value}"
+    if verdict.last_success is not None:
+        return f"last good backup {stamp(verdict.last_success.started, zone)}"
     return "no good backup yet"
 
 
-def _why_overdue(
-    container: Container, success: Run | None, due: datetime, now: datetime, rules: Rules, policy: str
-) -> str:
-    schedule = f"due {stamp(due, rules.zone)}"
-    if policy != "Weekly":
-        schedule = f"due every {_hours(rules.policies.get(policy, rules.window))}"
-    if success:
-        return f"no backup since {stamp(success.started, rules.zone)} ({_ago(success.started, now)}, {schedule})"
-    if container.created is None:
+def _why_overdue(verdict: Verdict, due: str) -> str:
+    rules, created = verdict.rules, verdict.container.created
+    schedule = f"due {due}"
+    if verdict.policy != "Weekly":
+        schedule = f"due every {_hours(rules.policies.get(verdict.policy, rules.window))}"
+    if verdict.last_success is not None:
+        started = verdict.last_success.started
+        return f"no backup since {stamp(started, rules.zone)} ({_ago(started, verdict.now)}, {schedule})"
+    if created is None:
         return f"no backup ever ({schedule})"
-    created = stamp(container.created, rules.zone)
-    return f"no backup ever, created {created} ({_ago(container.created, now)}, {schedule})"
+    return f"no backup ever, created {stamp(created, rules.zone)} ({_ago(created, verdict.now)}, {schedule})"
 
 
 def stamp(moment: datetime, zone: tzinfo) -> str:
@@ -406,8 +438,8 @@ def stamp(moment: datetime, zone: tzinfo) -> str:
     return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
 
 
-def _since(moment: datetime, now: datetime, rules: Rules) -> str:
-    return f"{stamp(moment, rules.zone)} ({_ago(moment, now)})"
+def _since(moment: datetime, verdict: Verdict) -> str:
+    return f"{stamp(moment, verdict.rules.zone)} ({_ago(moment, verdict.now)})"
 
 
 def _ago(moment: datetime, now: datetime) -> str:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from history import Coverage
+from history import Coverage, PastRun
 from policy import (
     HOUR,
     UTC,
     Audit,
     Outcome,
-    PastRun,
     Run,
     Status,
     Verdict,
