@@ -965,7 +965,7 @@ def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[i
     if postgres:
         return sql_cast(func.date_part("epoch", column) * 1_000_000, BigInteger)
     fraction = func.substr(func.substr(column, 21) + "000000", 1, 6)
-    return extract("epoch", column) * 1_000_000 + sql_cast(fraction, Integer)
+    return extract("epoch", func.substr(column, 1, 19)) * 1_000_000 + sql_cast(fraction, Integer)
 
 
 def _is_sound(log: Any, postgres: bool) -> ColumnElement[bool]:

@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # `| head` has read enough: what the interpreter flushes at its end must find a listener
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _complain(options, f"cannot print the report ({error.strerror}): check where stdout goes")
     return status
 
 
@@ -239,8 +241,13 @@ def _with_past(
     verdicts: list[Verdict], log: admin_db.PastLog, start: datetime, end: datetime, rules: Rules
 ) -> list[Verdict]:
     """The verdicts, each with what the last `history_days` add to it."""
-    edges = {policy: history.slot_edges(policy, start, end, rules) for policy in ("Daily", "Weekly", *rules.policies)}
+    edges = _edges(start, end, rules)
     return [_remember(verdict, log.of(verdict.container), edges) for verdict in verdicts]
+
+
+def _edges(start: datetime, end: datetime, rules: Rules) -> dict[str, list[int]]:
+    """The slots of every policy."""
+    return {policy: history.slot_edges(policy, start, end, rules) for policy in ("Daily", "Weekly", *rules.policies)}
 
 
 def _remember(verdict: Verdict, past: Past, edges: dict[str, list[int]]) -> Verdict:
@@ -268,9 +275,13 @@ def _details(settings: Settings, options: argparse.Namespace) -> _Result:
         site = reader.site()
         chosen = _choose(_audited(site, settings), options.containers)
         log = reader.runs(site.now, chosen)
-    verdicts = [judge(container, log.of(container), site.now, rules) for container in chosen]
-    audit = Audit(site.now, verdicts)
+    start = site.now - timedelta(days=settings.history_days)
     histories = [log.of(container) for container in chosen]
+    verdicts = [
+        _remember(judge(container, runs, site.now, rules), history.brief(runs, start), _edges(start, site.now, rules))
+        for container, runs in zip(chosen, histories, strict=True)
+    ]
+    audit = Audit(site.now, verdicts)
     if options.json:
         database = admin_db.describe(engine)
         return audit.severity, [report.as_json(audit, database, VERSION, rules.max_runtime, histories)]
@@ -295,6 +306,8 @@ def _history(settings: Settings, options: argparse.Namespace) -> _Result:
         deleted = [container for container in deleted if container in containers]
     coverages = list(_cover(containers, deleted, log, start, site.now, rules))
     database = admin_db.describe(engine)
+    if options.quiet:
+        return 0, ()
     if options.csv:
         return 0, report.history_csv(coverages)
     if options.json:
@@ -313,13 +326,16 @@ def _cover(
     """The coverage of all that have a schedule; of deleted containers, up to their last log row."""
     edges: dict[tuple[str, datetime], list[int]] = {}
     gone = {container.c_id for container in deleted}
-    for container in (*containers, *(container for container in deleted if container not in containers)):
+    for container in (*(c for c in containers if c.c_id not in gone), *deleted):
         policy = known_policy(container.policy, rules)
         if policy is None or policy == "Never":
             continue
-        past = log.of(container)
-        last = past.last_row() if container.c_id in gone else None
-        until = from_microseconds(last) if last is not None else end
+        past, until = log.of(container), end
+        if container.c_id in gone:
+            last = past.last_row()
+            if last is None:
+                continue
+            until = from_microseconds(last)
         if (policy, until) not in edges:
             edges[policy, until] = history.slot_edges(policy, start, until, rules)
         yield history.cover(container, policy, past, edges[policy, until], start, until)

@@ -7,11 +7,12 @@ Moments are whole microseconds since the epoch (UTC), because a year of a large 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from policy import HOUR, MICROSECOND, Container, Past, Rules, microseconds, next_weekly_midnight
+from policy import HOUR, MICROSECOND, Container, Past, Rules, Run, microseconds, next_weekly_midnight
 
 PastRun = tuple[int, int, str]
 """A run in brief: start, end (0 if unknown) and backup_id, as in `Past`."""
@@ -50,6 +51,11 @@ class Coverage:
     def covered(self) -> int:
         """The slots in which a succeeded run started."""
         return self.outcomes.count(OK)
+
+    def bounds(self, slot: int) -> tuple[int, int]:
+        """Where a slot begins and ends, in microseconds: (begin, end], but [begin, end) for Weekly."""
+        shift = 0 if self.policy == "Weekly" else 1
+        return self.edges[slot] - shift, self.edges[slot + 1] - shift
 
     @property
     def ratio(self) -> float | None:
@@ -131,6 +137,21 @@ def typical_duration(past: Past) -> timedelta | None:
     if last[1] >= last[0]:
         durations.remove(last[1] - last[0])
     return _median(durations) if len(durations) >= TYPICAL_RUNS else None
+
+
+def brief(runs: Iterable[Run], since: datetime) -> Past:
+    """Those of a container's runs that started since a moment, in brief."""
+    past = Past()
+    for run in runs:
+        if run.started >= since and run.ended is not None and run.error is None:
+            past.starts.append(microseconds(run.started))
+            past.ends.append(microseconds(run.ended) if run.start_logged else 0)
+            past.ids.append(run.backup_id)
+        elif run.started >= since:
+            past.other_starts.append(microseconds(run.started))
+            past.other_ends.append(microseconds(run.ended) if run.ended else 0)
+            past.other_ids.append(run.backup_id)
+    return past
 
 
 def suspiciously_short(duration: timedelta | None, typical: timedelta | None) -> bool:

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import re
-import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,14 +89,14 @@ def table(audit: Audit, style: Style, database: str, window: timedelta, everythi
     if not (everything or listed or alarms):
         return
     for alarm in alarms:
-        yield from (_paint(line, 2, style) for line in textwrap.wrap(alarm, style.width))
-    yield f"Backup Audit of {clean(database)}, {stamp(audit.now, style.zone)}"
+        yield from (_paint(line, 2, style) for line in _wrap(alarm, style.width))
+    yield from _wrap(f"Backup Audit of {clean(database)}, {stamp(audit.now, style.zone)}", style.width)
     if listed:
         yield ""
         yield from _rows(listed, audit.now, style)
     yield ""
     for line in (*_ignored(audit), summary(audit)):
-        yield from textwrap.wrap(line, style.width)
+        yield from _wrap(line, style.width)
 
 
 def summary(audit: Audit) -> str:
@@ -152,13 +151,25 @@ def _rows(verdicts: list[Verdict], now: datetime, style: Style) -> Iterator[str]
         policy = _fit(clean(verdict.policy) or "-", 7)
         yield f"{status} {c_id:>5} {_fit(name, name_width)} {policy} {success:16} {due:16}".rstrip()
         if verdict.severity > 0:
-            yield from _wrap(clean(verdict.reason), style)
+            yield from _wrap(clean(verdict.reason), style.width, _INDENT)
         if verdict.note:
-            yield from _wrap(clean(verdict.note), style)
+            yield from _wrap(clean(verdict.note), style.width, _INDENT)
 
 
-def _wrap(text: str, style: Style) -> list[str]:
-    return textwrap.wrap(text, style.width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
+def _wrap(text: str, width: int, indent: str = "") -> Iterator[str]:
+    """Text in lines of at most so many columns of a terminal (`textwrap` would count characters)."""
+    line = ""
+    for word in text.split():
+        if line and _columns(indent + line) + 1 + _columns(word) > width:
+            yield indent + line
+            line = ""
+        line += f" {word}" if line else word
+        while _columns(indent + line) > width:
+            head = _fit(line, width - len(indent), end="").rstrip()
+            yield indent + head
+            line = line[len(head) :]
+    if line:
+        yield indent + line
 
 
 def _minute(moment: datetime | None, zone: tzinfo) -> str:
@@ -171,12 +182,12 @@ def _columns(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
-def _fit(text: str, width: int) -> str:
-    """Text padded to a width; what is too long ends in `~`."""
+def _fit(text: str, width: int, end: str = "~") -> str:
+    """Text padded to a width; of what is too long the end is cut off, and marked."""
     if _columns(text) > width:
-        while _columns(text) > width - 1:
+        while _columns(text) > width - len(end):
             text = text[:-1]
-        text += "~"
+        text += end
     return text + " " * (width - _columns(text))
 
 
@@ -215,9 +226,8 @@ def _facts(verdict: Verdict, style: Style) -> Iterator[str]:
     }
     for name, text in facts.items():
         if text:
-            indent = f"  {name:9}"
-            first, *rest = textwrap.wrap(text, style.width, initial_indent=indent, subsequent_indent=" " * len(indent))
-            yield indent + _paint(first[len(indent) :], verdict.severity, style) if name == "verdict" else first
+            first, *rest = _wrap(text, style.width, " " * 11)
+            yield f"  {name:9}" + (_paint(first[11:], verdict.severity, style) if name == "verdict" else first[11:])
             yield from rest
 
 
@@ -235,7 +245,7 @@ def _run_lines(runs: list[Run], now: datetime, style: Style, max_runtime: timede
         kind = _fit(clean(run.type) or "-", 8)
         yield f"  {start:16} {_minute(run.ended, style.zone):16} {span(run.duration):>9}  {kind} {shown}"
         if run.error:
-            yield from _wrap(clean(run.error), style)
+            yield from _wrap(clean(run.error), style.width, _INDENT)
 
 
 def span(duration: timedelta | None) -> str:
@@ -292,7 +302,7 @@ def _run_document(run: Run | None, now: datetime, max_runtime: timedelta) -> dic
     if run is None:
         return None
     return {
-        "backup_id": run.backup_id,
+        "backup_id": mask(run.backup_id),
         "type": run.type,
         "started": iso(run.started),
         "ended": iso(run.ended),
@@ -313,6 +323,7 @@ def iso(moment: datetime | None) -> str | None:
 
 _GLYPHS = {"ok": "■", "failed": "✗", "none": "·", "before": " "}
 _ASCII_GLYPHS = {"ok": "#", "failed": "x", "none": ".", "before": " "}
+_NAME_WIDTH = 24
 _OUTCOME_SEVERITY = {"ok": 0, "failed": 2, "none": 1}
 
 
@@ -326,7 +337,7 @@ def history_table(
     """
     glyphs = _ASCII_GLYPHS if style.ascii else _GLYPHS
     days = (end - start) // timedelta(days=1)
-    yield f"Backup history of {clean(database)}, {days} days to {stamp(end, style.zone)}"
+    yield from _wrap(f"Backup history of {clean(database)}, {days} days to {stamp(end, style.zone)}", style.width)
     yield f"{glyphs['ok']} backed up   {glyphs['failed']} failed   {glyphs['none']} nothing   blank: not made yet"
     yield "One mark a scheduled backup, the newest on the right."
     yield ""
@@ -334,26 +345,35 @@ def history_table(
         yield "No container has a schedule."
         return
     ordered = sorted(coverages, key=_worst_first)
-    names = [_history_name(coverage) for coverage in ordered]
-    width = min(max(9, *(_columns(name) for name in names)), 18 if style.cut else 10_000)
+    width = min(max(9, *(_columns(_history_name(coverage)) for coverage in ordered)), _NAME_WIDTH)
     common = _scale(ordered, style.width - width - 22)
     yield f"{'RATIO':>5} {_fit('CONTAINER', width)} {'POLICY':7} {'GAP':>6} {_dates(common, style.zone)}".rstrip()
-    for name, coverage in zip(names, ordered, strict=True):
-        ratio = "-" if coverage.ratio is None else f"{int(coverage.ratio * 100)} %"
-        gap = f"{coverage.longest_gap / timedelta(days=1):.1f} d"
-        head = f"{ratio:>5} {_fit(name, width)} {_fit(clean(coverage.policy), 7)} {gap:>6}"
-        yield from _strip(head, coverage, common, glyphs, style)
+    for coverage in ordered:
+        ratio = f"{100 * coverage.covered // coverage.slots} %" if coverage.slots else "-"
+        name, policy = _history_name(coverage, width), _fit(clean(coverage.policy), 7)
+        yield from _strip(f"{ratio:>5} {name} {policy} {_gap(coverage):>6}", coverage, common, glyphs, style)
     yield ""
-    yield from textwrap.wrap(_history_summary(ordered), style.width)
+    yield from _wrap(_history_summary(ordered), style.width)
 
 
 def _worst_first(coverage: Coverage) -> tuple[float, timedelta, str]:
     return 2 if coverage.ratio is None else coverage.ratio, -coverage.longest_gap, coverage.container.name
 
 
-def _history_name(coverage: Coverage) -> str:
-    deleted = " (deleted)" if coverage.container.state == "deleted" else ""
-    return clean(coverage.container.name) + deleted
+def _history_name(coverage: Coverage, width: int | None = None) -> str:
+    """A container's name; cut or padded to a width, if there is one, but not the mark of a deleted one."""
+    name = clean(coverage.container.name)
+    mark = " (deleted)" if coverage.container.state == "deleted" else ""
+    if width is None or _columns(name + mark) <= width:
+        return _fit(name + mark, width or 0)
+    return _fit(name, width - len(mark)) + mark
+
+
+def _gap(coverage: Coverage) -> str:
+    days = coverage.longest_gap / timedelta(days=1)
+    if days < 2:
+        return f"{days * 24:.0f} h"
+    return f"{days:.1f} d" if days < 100 else f"{days:.0f} d"
 
 
 def _scale(coverages: Iterable[Coverage], room: int) -> list[int]:
@@ -372,7 +392,7 @@ def _dates(edges: list[int], zone: tzinfo) -> str:
 
 
 def _strip(head: str, coverage: Coverage, common: list[int], glyphs: Mapping[str, str], style: Style) -> Iterator[str]:
-    """The line of one container, or the lines."""
+    """The line of one container, or the lines; a date is the day on which the slot beside it begins."""
     outcomes, edges = coverage.outcomes, coverage.edges
     marks = [_paint(glyphs[outcome], _OUTCOME_SEVERITY.get(outcome, 0), style) for outcome in outcomes]
 
@@ -383,26 +403,30 @@ def _strip(head: str, coverage: Coverage, common: list[int], glyphs: Mapping[str
         yield f"{head} nothing was due"
     elif edges == common:
         yield f"{head} {''.join(marks)}"
-    elif len(outcomes) <= style.width - len(head) - 13:
+    elif len(outcomes) <= style.width - _columns(head) - 13:
         yield f"{head} {day(edges[0])[5:]} {''.join(marks)} {day(edges[-2])[5:]}"
     else:
         yield head
         room = (style.width - 7 - 2 * 11) // 7 * 7  # whole weeks
         for first in range(0, len(outcomes), room):
             part = marks[first : first + room]
-            yield f"{'':7}{day(edges[first])} {''.join(part)} {day(edges[first + len(part) - 1])}"
+            if set(outcomes[first : first + room]) != {"before"}:
+                yield f"{'':7}{day(edges[first])} {''.join(part)} {day(edges[first + len(part) - 1])}"
 
 
 def _history_summary(coverages: list[Coverage]) -> str:
     slots, covered = sum(c.slots for c in coverages), sum(c.covered for c in coverages)
     gap = max(coverages, key=lambda coverage: coverage.longest_gap)
-    days = f"{gap.longest_gap / timedelta(days=1):.1f} d"
-    share = f"{int(1000 * covered / slots) / 10} %" if slots else "no ratio"
-    number = f"{len(coverages)} container{'s' * (len(coverages) != 1)}"
-    return (
-        f"{number}, {slots} slots, {covered} covered ({share}); longest gap {days}"
-        f" ({clean(gap.container.name)}), worst ratio {clean(coverages[0].container.name)}"
-    )
+    share = f"{1000 * covered // slots / 10} %" if slots else "no ratio"
+    worst = clean(coverages[0].container.name)
+    parts = [
+        f"{len(coverages)} container{'s' * (len(coverages) != 1)}",
+        f"{slots} slot{'s' * (slots != 1)}",
+        f"{covered} covered ({share})",
+        f"longest gap {_gap(gap)} ({clean(gap.container.name)})",
+        f"worst ratio {worst}" if covered < slots else "no gap in the schedule",
+    ]
+    return ", ".join(parts)
 
 
 def history_json(coverages: list[Coverage], start: datetime, end: datetime) -> str:
@@ -443,15 +467,17 @@ def history_csv(coverages: Iterable[Coverage]) -> Iterator[str]:
     for coverage in coverages:
         who = (_inert(coverage.container.name), coverage.container.c_id, _inert(coverage.policy))
         for slot, (outcome, run) in enumerate(zip(coverage.outcomes, coverage.runs, strict=True)):
-            bounds = (iso(from_microseconds(edge)) for edge in coverage.edges[slot : slot + 2])
-            yield _csv_line((*who, *bounds, outcome, *_csv_run(run)))
+            bounds = (iso(from_microseconds(edge)) for edge in coverage.bounds(slot))
+            yield _csv_line((*who, *bounds, outcome, *_csv_run(run, outcome)))
 
 
-def _csv_run(run: PastRun | None) -> tuple[str | None, str | None, str]:
+def _csv_run(run: PastRun | None, outcome: str) -> tuple[str | None, str | None, str]:
     if run is None:
         return None, None, ""
     start, end, backup_id = run
-    return iso(from_microseconds(start)), iso(from_microseconds(end)) if end else None, _inert(backup_id)
+    if outcome == "ok" and not end:
+        end = start  # only its end was logged, and is taken for its start
+    return iso(from_microseconds(start)), iso(from_microseconds(end)) if end else None, _inert(mask(backup_id))
 
 
 def _inert(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -9,9 +10,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
 PATIENCE = 30.0
@@ -151,6 +155,69 @@ def scrape_textfiles(node_exporter: Path, directory: Path, log: Path) -> str:
         if metrics is None:
             raise ProgramError(f"it serves no /metrics: {exporter.last_words()}")
         return metrics
+
+
+@contextmanager
+def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> Iterator[str]:
+    """A real node_exporter whose textfile collector reads `directory`; yields its address."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        node_exporter,
+        "--collector.disable-defaults",
+        "--collector.textfile",
+        f"--collector.textfile.directory={directory}",
+        "--web.disable-exporter-metrics",
+        f"--web.listen-address={address}",
+    ]
+    with _web_server(command, log, f"http://{address}/"):
+        yield address
+
+
+@contextmanager
+def prometheus_server(prometheus: Path, config: Path, data: Path, log: Path) -> Iterator[str]:
+    """A real Prometheus that keeps its samples in the folder `data`; yields its address."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        prometheus,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={data}",
+        f"--web.listen-address={address}",
+    ]
+    with _web_server(command, log, f"http://{address}/-/ready"):
+        yield address
+
+
+@contextmanager
+def alertmanager_server(alertmanager: Path, config: Path, data: Path, log: Path) -> Iterator[str]:
+    """A real Alertmanager, alone, that keeps its state in the folder `data`; yields its address."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        alertmanager,
+        f"--config.file={config}",
+        f"--storage.path={data}",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+    ]
+    with _web_server(command, log, f"http://{address}/-/ready"):
+        yield address
+
+
+def ask(address: str, path: str, *parameters: tuple[str, str]) -> Any:
+    """The JSON that a server answers. Raises `ProgramError` with its words if it answers with an error."""
+    url = f"http://{address}{path}?{urlencode(parameters)}"
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=PATIENCE) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ProgramError(f"{url}: {error.read().decode('utf-8', 'replace')}") from None
+
+
+@contextmanager
+def _web_server(command: Sequence[str | Path], log: Path, ready: str) -> Iterator[None]:
+    with Program(command, log) as server:
+        server.wait_until(lambda: _get(ready) is not None)
+        yield
 
 
 def _get(url: str) -> str | None:

@@ -1,0 +1,682 @@
+"""The whole way, with the real programs: database, audit, node_exporter, Prometheus, Alertmanager, dashboard.
+
+It is a play in four scenes on one stage, in this order: a site with containers in every status; an audit that
+fails; a site that fell silent, beside a textfile that nobody can read; and no textfiles at all. Each scene is
+a fixture that notes what was to be seen, so the tests may run in any order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from policy import Status
+from tests.builders import TOP, Site, series
+from tests.conftest import CI
+from tests.postgres import Server
+from tests.programs import alertmanager_server, ask, find_program, prometheus_server, textfile_exporter
+
+pytestmark = pytest.mark.slow
+
+MONITORING = TOP / "monitoring"
+JOB = "node"
+FASTER = {"5m": "1s", "10m": "1s", "15m": "2s"}
+"""What the waiting times of the rules become here; the longest stays the longest."""
+ROUNDS = 5
+"""Evaluations, one a second, after which no waiting time of the rules can be left."""
+LONGEST = 20.0
+"""Seconds in which anything that is to happen has happened."""
+GROUP_INTERVAL = 1.0
+MONTH = 30 * 86400
+
+Alert = dict[str, Any]
+Labels = dict[str, str]
+Answer = list[dict[str, Any]]
+
+
+# --- The site ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Past:
+    """One run, in hours before the audit."""
+
+    started: float
+    hours: float | None = 0.25
+    """Its duration; None if it never ended."""
+    error: str = ""
+    error_at_start: bool = False
+
+
+FAILED = Past(3, error="MariaDB Backup error.  Container: survey\nError message: upload failed: - to s3://")
+
+
+def nightly(*nights: int, hours: float = 0.5) -> tuple[Past, ...]:
+    """Good runs, one a night; the nights are counted from the last one, which is 0."""
+    return tuple(Past(4 + 24 * night, hours) for night in sorted(nights, reverse=True))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A container (or a site-wide job) with its past, its status, and the alerts that are expected of it."""
+
+    name: str
+    status: Status
+    runs: tuple[Past, ...] = ()
+    alert: str = ""
+    """The alert, without its prefix, in the first scene; empty for none."""
+    silent_alert: str = ""
+    """The alert after the whole log has become two days older."""
+    engine: str = "Postgres"
+    policy: str | None = "Daily"
+    owner: str | None = "ada"
+    contact: str | None = "ada@example.org"
+    version: int = 2
+    created: float = 9000
+    """Hours since its creation."""
+    state: str = "running"
+    job: bool = False
+    metadata: bool = True
+
+    @property
+    def described(self) -> Labels:
+        """The labels of an alert that are to tell people whose container it is."""
+        words = {"engine": self.engine, "policy": self.policy, "owner": self.owner, "contact": self.contact}
+        return {name: word for name, word in words.items() if word}
+
+
+STRANGE = 'sälés "prod" \\ {{ $value }}\n%d'
+
+CASES = (
+    Case("orders", Status.OK, nightly(*range(9))),
+    Case("library", Status.OK, nightly(0), policy="Weekly", engine="MongoDB", owner="bo", contact="bo@example.org"),
+    Case("cohort", Status.NEW, created=2),
+    Case("sandbox", Status.EXEMPT, policy="Never", engine="Neo4j"),
+    Case(
+        "variants",
+        Status.OK,
+        (*nightly(*range(1, 9)), Past(2, hours=0.001)),
+        "SuspiciouslyShort",
+        "SuspiciouslyShort",
+        owner="genomics",
+        contact="genomics@example.org",
+    ),
+    # two containers of one name
+    Case("wiki", Status.OK, nightly(0, 1), engine="MariaDB", version=1),
+    Case(
+        "wiki", Status.FAILED, (*nightly(1, 2), FAILED), "Failed", "Failed", engine="MariaDB", contact="ada@example.com"
+    ),
+    Case(STRANGE, Status.FAILED, (*nightly(1), FAILED), "Failed", "Failed", owner="bo", contact="bo@example.org"),
+    Case(
+        "survey",
+        Status.FAILED,
+        (Past(3, error=FAILED.error, error_at_start=True),),
+        "Failed",
+        "Failed",
+        engine="MariaDB",
+        owner=None,
+        contact=None,
+        version=1,
+    ),
+    Case("proteins", Status.STALLED, (*nightly(2), Past(28, None)), "Stalled", "Stalled", engine="Neo4j"),
+    Case("freezer", Status.MISSED, nightly(3), "Missed", owner="genomics", contact="freezer@example.com"),
+    Case("unborn", Status.MISSED, (), "Missed", policy="Weekly", engine="MongoDB"),
+    Case("archive", Status.MISSED, nightly(40), "Missed", policy="Monthly"),
+    Case("sensors", Status.LATE, (Past(26),), "Late", engine="MongoDB", owner="genomics", contact=None),
+    Case("microscopy", Status.RUNNING, (Past(30), Past(4, None)), "StillRunning", "Stalled", engine="MongoDB"),
+    Case("plasmids", Status.NO_POLICY, (), "NoPolicy", "NoPolicy", policy="Dialy", owner="bo", contact=None),
+    Case(
+        "orphan",
+        Status.NO_POLICY,
+        (),
+        "NoPolicy",
+        "NoPolicy",
+        engine="",
+        policy=None,
+        owner=None,
+        contact=None,
+        metadata=False,
+    ),
+    Case("bookings", Status.PAUSED, nightly(4), "Paused", "Paused", engine="MariaDB", state="maintenance"),
+    Case("recess", Status.PAUSED, (Past(30),), "", "Paused", state="maintenance"),
+    # two jobs, which share c_id 0
+    Case("offsite", Status.MISSED, nightly(3), "Missed", engine="", owner=None, contact=None, job=True),
+    Case("tapes", Status.OK, nightly(0), policy="Weekly", engine="", owner=None, contact=None, job=True),
+)
+SETTINGS = {
+    "policies": {"Monthly": 744},
+    "extra_jobs": {case.name: case.policy for case in CASES if case.job},
+}
+SEVERITY = {
+    "AuditFailed": "critical",
+    "AuditAbsent": "critical",
+    "TextfileError": "warning",
+    "SiteSilent": "critical",
+    "LogRowsFromFuture": "warning",
+    "Failed": "critical",
+    "Stalled": "critical",
+    "Missed": "critical",
+    "Late": "warning",
+    "StillRunning": "warning",
+    "NoPolicy": "critical",
+    "Paused": "warning",
+    "SuspiciouslyShort": "info",
+}
+
+
+def fill(site: Site) -> list[int]:
+    """Write all cases into the database, relative to its clock; returns the `c_id` of each."""
+    now = site.clock()
+
+    def ago(hours: float) -> datetime:
+        return now - timedelta(hours=hours)
+
+    ids = [0 if case.job else add(site, case, ago(case.created)) for case in CASES]
+    runs = [(run, case, c_id) for case, c_id in zip(CASES, ids, strict=True) for run in case.runs]
+    for run, case, c_id in sorted(runs, key=lambda item: -item[0].started):
+        ended = None if run.hours is None else ago(run.started - run.hours)
+        site.run(c_id, ago(run.started), ended, name=case.name, error=run.error, error_at_start=run.error_at_start)
+    site.row(c_id=ids[0], name="orders", state="start", ts=ago(1).replace(tzinfo=None))  # malformed: no backup_id
+    site.run(ids[0], ago(-5))  # from the future
+    return ids
+
+
+def add(site: Site, case: Case, created: datetime) -> int:
+    """Make the container of a case."""
+    return site.container(
+        case.name,
+        case.policy,
+        created=created,
+        state=case.state,
+        engine=case.engine,
+        owner=case.owner,
+        contact=case.contact,
+        version=case.version,
+        metadata=case.metadata,
+        c_id=None if case.metadata else 9999,
+    )
+
+
+# --- The stage ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What was to be seen when everything had settled."""
+
+    alerts: list[Alert]
+    """Those that are firing, as Prometheus tells them."""
+    shown: dict[tuple[str, str], Answer]
+    """What the dashboard shows: the answers to its queries, by panel and refId."""
+    mails: list[tuple[str, Alert]]
+    """All that Alertmanager has sent since the last scene, with the receiver."""
+
+
+@dataclass
+class Mailbox:
+    """A web server that keeps what Alertmanager sends to its receivers."""
+
+    address: str = ""
+    received: list[tuple[str, Alert]] = field(default_factory=list)
+
+    @contextmanager
+    def open(self) -> Iterator[Mailbox]:
+        received = self.received
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                group = payload["groupLabels"]
+                received.extend((self.path.strip("/"), {**alert, "group": group}) for alert in payload["alerts"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+            thread.start()
+            self.address = f"127.0.0.1:{server.server_port}"
+            try:
+                yield self
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+@dataclass
+class Stage:
+    """A site, its audit host, its Prometheus and its Alertmanager."""
+
+    site: Site
+    ids: list[int]
+    exporter: str
+    prometheus: str
+    mailbox: Mailbox
+
+    @property
+    def host(self) -> Labels:
+        """The labels that Prometheus gives to all that it scrapes from the audit host."""
+        return {"job": JOB, "instance": self.exporter}
+
+    def ask(self, path: str, *parameters: tuple[str, str]) -> Any:
+        answer = ask(self.prometheus, f"/api/v1/{path}", *parameters)
+        assert answer["status"] == "success", answer
+        assert not answer.get("warnings"), answer
+        return answer["data"]
+
+    def query(self, expr: str) -> Answer:
+        found: Answer = self.ask("query", ("query", expr))["result"]
+        return found
+
+    def firing(self) -> list[Alert]:
+        return [alert for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"]
+
+    def expected(self, *names: str, cases: Callable[[Case], str] = lambda case: "") -> set[frozenset[tuple[str, str]]]:
+        """The label sets of these alerts about the audit or the site, and of those about containers."""
+        about = [({}, name) for name in names]
+        for case, c_id in zip(CASES, self.ids, strict=True):
+            about += [({"name": case.name, "c_id": str(c_id), **case.described}, cases(case))] if cases(case) else []
+        return {
+            frozenset({**self.host, **labels, "alertname": f"MyDBBackup{name}", "severity": SEVERITY[name]}.items())
+            for labels, name in about
+        }
+
+    def watch(self, expected: set[frozenset[tuple[str, str]]], *, sent: int) -> Scene:
+        """Wait until Prometheus knows the present textfiles and has drawn all conclusions, and look around.
+
+        `expected` alerts must have been sent to so many receivers: only for their arrival is Alertmanager
+        waited for, what else it sends is noted all the same.
+        """
+        runfile = self.site.runfile
+        stamp = series("mydb_backup_audit_run_timestamp_seconds")
+        known = [self.site.samples(runfile)[stamp]] if runfile.exists() else []
+        begin = len(self.mailbox.received)
+
+        def scraped() -> bool:
+            found = self.query("mydb_backup_audit_run_timestamp_seconds")
+            return [float(sample["value"][1]) for sample in found] == known
+
+        wait_for("a scrape", scraped)
+        since, evaluations = time.time(), set()
+
+        def concluded() -> bool:
+            for group in self.ask("rules")["groups"]:
+                moment = re.sub(r"\.\d+", "", group["lastEvaluation"].replace("Z", "+00:00"))
+                if datetime.fromisoformat(moment).timestamp() > since:
+                    evaluations.add(group["lastEvaluation"])
+            return len(evaluations) >= ROUNDS
+
+        wait_for("the rules", concluded)
+        alerts = self.firing()
+        shown = {(title, ref): self.result(target) for title, ref, target in targets()}
+        quiet = time.monotonic() + 2 * GROUP_INTERVAL  # that nothing else is sent, only time can tell
+
+        def delivered() -> bool:
+            news = self.mailbox.received[begin:]
+            return len([1 for _, alert in news if alert["status"] == "firing"]) >= sent and time.monotonic() > quiet
+
+        wait_for("the mails", delivered)
+        return Scene(alerts, shown, self.mailbox.received[begin:])
+
+    def result(self, target: dict[str, Any], **chosen: str) -> Answer:
+        """What Grafana gets for a query of the dashboard, with `chosen` values in the filters, else all."""
+        expr = interpolate(target["expr"], target["step"], chosen)
+        assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        if target["instant"]:
+            return self.query(expr)
+        assert target["range"]
+        now = int(time.time())
+        times = (("start", str(now - MONTH)), ("end", str(now)), ("step", str(target["step"])))
+        found: Answer = self.ask("query_range", ("query", expr), *times)["result"]
+        return found
+
+
+def wait_for(what: str, ready: Callable[[], bool]) -> None:
+    """Look again and again; fails if it takes too long."""
+    deadline = time.monotonic() + LONGEST
+    while not ready():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {LONGEST:.0f} seconds for {what}")
+        time.sleep(0.05)
+
+
+def faster_rules() -> str:
+    """alerts.yml with short waiting times."""
+    return re.sub(
+        r"^(\s+(?:for|keep_firing_for)): (\w+)$",
+        lambda line: f"{line[1]}: {FASTER[line[2]]}",
+        (MONITORING / "alerts.yml").read_text("utf-8"),
+        flags=re.MULTILINE,
+    )
+
+
+def alertmanager_config(mailbox: str) -> dict[str, Any]:
+    """alertmanager.example.yml, whose receivers all hand over to the mailbox, and at once."""
+    config: dict[str, Any] = yaml.safe_load((MONITORING / "alertmanager.example.yml").read_text("utf-8"))
+    config["route"] |= {"group_wait": "0s", "group_interval": f"{GROUP_INTERVAL:.0f}s"}
+    config["receivers"] = [
+        {"name": receiver["name"], "webhook_configs": [{"url": f"http://{mailbox}/{receiver['name']}"}]}
+        for receiver in config["receivers"]
+    ]
+    return config
+
+
+def prometheus_config(rules: Path, exporter: str, alertmanager: str) -> dict[str, Any]:
+    return {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(rules)],
+        "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": [exporter]}]}],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+    }
+
+
+def program(name: str) -> Path:
+    """Like the fixture `require_program`, for a whole module."""
+    found = find_program(name)
+    if found is None:
+        message = f"{name} is not installed (Debian: prometheus, prometheus-node-exporter, prometheus-alertmanager)"
+        pytest.fail(message) if CI else pytest.skip(message)
+    return found
+
+
+# --- The dashboard -----------------------------------------------------------------------------------------
+
+
+def dashboard() -> dict[str, Any]:
+    board: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
+    return board
+
+
+def targets() -> list[tuple[str, str, dict[str, Any]]]:
+    """Every query of every panel: the panel's title, its refId, and the query with its `step` in seconds."""
+    found = []
+    for panel in dashboard()["panels"]:
+        number, unit = re.fullmatch(r"(\d+)([smh])", panel.get("interval", "1h")).groups()  # type: ignore[union-attr]
+        step = int(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        found += [(panel["title"], target["refId"], {**target, "step": step}) for target in panel["targets"]]
+    return found
+
+
+def interpolate(expr: str, step: int, chosen: dict[str, str]) -> str:
+    """A query as Grafana sends it: without a choice, a filter stands for its allValue."""
+    values = {
+        variable["name"]: variable["allValue"] for variable in dashboard()["templating"]["list"] if "query" in variable
+        if variable["type"] == "query"
+    }
+    values |= {"__interval": f"{step}s", "__rate_interval": f"{max(4, step)}s", "__range": f"{MONTH}s"}
+    # in a regular expression, which stands in a string
+    values |= {name: re.sub(r"[\\^$*+?.()|{}\[\]]", r"\\\\\g<0>", value) for name, value in chosen.items()}
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: values[found[1] or found[2]], expr)
+
+
+# --- The scenes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stage(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Everything running, and no audit yet."""
+    exporter, prometheus, alertmanager = map(
+        program, ("prometheus-node-exporter", "prometheus", "prometheus-alertmanager")
+    )
+    folder = tmp_path_factory.mktemp("end-to-end")
+    with ExitStack() as running:
+        database = postgres.create_database(template=postgres.empty_site.name)
+        running.callback(database.drop)
+        site = Site(database.engine, database.settings, folder, database)
+        site.config(**SETTINGS)
+        mailbox = running.enter_context(Mailbox().open())
+        exporting = running.enter_context(textfile_exporter(exporter, site.textfile.parent, folder / "exporter.log"))
+        config = folder / "alertmanager.yml"
+        config.write_text(yaml.safe_dump(alertmanager_config(mailbox.address)), "utf-8")
+        alerting = running.enter_context(
+            alertmanager_server(alertmanager, config, folder / "alertmanager", folder / "alertmanager.log")
+        )
+        rules = folder / "alerts.yml"
+        rules.write_text(faster_rules(), "utf-8")
+        config = folder / "prometheus.yml"
+        config.write_text(yaml.safe_dump(prometheus_config(rules, exporting, alerting)), "utf-8")
+        monitoring = running.enter_context(
+            prometheus_server(prometheus, config, folder / "prometheus", folder / "prometheus.log")
+        )
+        yield Stage(site, fill(site), exporting, monitoring, mailbox)
+
+
+@dataclass(frozen=True)
+class FirstScene(Scene):
+    """The first scene, which is looked at more closely."""
+
+    of_host: dict[tuple[str, str], Answer]
+    """What the dashboard shows for the audit host, chosen by its name."""
+    of_genomics: dict[tuple[str, str], Answer]
+    """What it shows for one owner."""
+    filters: dict[str, list[str]]
+    """What the filters offer."""
+
+
+@pytest.fixture(scope="module")
+def every_status(stage: Stage) -> FirstScene:
+    """The audit of a site with containers in every status."""
+    answer = stage.site.process()
+    assert answer.returncode == 2, answer.stderr
+    expected = stage.expected("LogRowsFromFuture", cases=lambda case: case.alert)
+    scene = stage.watch(expected, sent=len(mails(expected)))
+    filters = {}
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            assert found, variable
+            filters[variable["name"]] = stage.ask(f"label/{found[2]}/values", ("match[]", interpolate(found[1], 1, {})))
+    return FirstScene(
+        scene.alerts,
+        scene.shown,
+        scene.mails,
+        {(title, ref): stage.result(target, instance=stage.exporter) for title, ref, target in targets()},
+        {(title, ref): stage.result(target, owner="genomics") for title, ref, target in targets()},
+        filters,
+    )
+
+
+@pytest.fixture(scope="module")
+def failed_audit(stage: Stage, every_status: FirstScene) -> Scene:
+    """The next audit cannot reach the database."""
+    assert stage.site.database
+    name = stage.site.database.name
+    stage.site.database.server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    try:
+        answer = stage.site.process()
+        assert answer.returncode == 3, answer.stderr
+        expected = stage.expected("AuditFailed")
+        return stage.watch(expected, sent=len(mails(expected)))
+    finally:
+        stage.site.database.server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+@pytest.fixture(scope="module")
+def silent_site(stage: Stage, failed_audit: Scene) -> Scene:
+    """The audit works again, and nothing was logged for two days. A textfile of somebody else's is broken."""
+    assert stage.site.database
+    stage.site.database.execute("UPDATE backups SET ts = ts - interval '48 hours'")
+    stage.site.textfile.with_name("other.prom").write_text("no metric\n", "utf-8")
+    answer = stage.site.process()
+    assert answer.returncode == 2, answer.stderr
+    # Alertmanager remembers what it has sent about the other containers, and does not repeat it
+    return stage.watch(set(), sent=2)
+
+
+@pytest.fixture(scope="module")
+def no_textfiles(stage: Stage, silent_site: Scene) -> Scene:
+    """The folder is empty."""
+    for textfile in stage.site.textfile.parent.iterdir():
+        textfile.unlink()
+    return stage.watch(set(), sent=1)
+
+
+# --- The tests ---------------------------------------------------------------------------------------------
+
+
+def labels(alerts: list[Alert]) -> set[frozenset[tuple[str, str]]]:
+    found = {frozenset(alert["labels"].items()) for alert in alerts}
+    assert len(found) == len(alerts)
+    return found
+
+
+def mails(expected: set[frozenset[tuple[str, str]]]) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Which receivers of alertmanager.example.yml are to get which alerts."""
+    sent = set()
+    for alert in expected:
+        known = dict(alert)
+        sent.add(("backup-team", alert))
+        if known.get("contact", "").endswith("@example.org"):
+            sent.add(("owner", alert))
+        if known.get("owner") == "genomics":
+            sent.add(("genomics", alert))
+    return sent
+
+
+def test_only_the_waiting_times_of_the_rules_differ_here() -> None:
+    rules = [yaml.safe_load(text) for text in ((MONITORING / "alerts.yml").read_text("utf-8"), faster_rules())]
+    for rule in (rule for content in rules for group in content["groups"] for rule in group["rules"]):
+        for waiting in ("for", "keep_firing_for"):
+            if waiting in rule:
+                assert rule.pop(waiting) in (*FASTER, *FASTER.values())
+    assert rules[0] == rules[1]
+
+
+def test_the_site_has_every_status() -> None:
+    assert {case.status for case in CASES} == set(Status)
+
+
+def test_the_alerts_of_every_status_fire_and_no_others(stage: Stage, every_status: FirstScene) -> None:
+    expected = stage.expected("LogRowsFromFuture", cases=lambda case: case.alert)
+    reason = frozenset({("reason", "future")})
+    expected = {alert | reason if ("alertname", "MyDBBackupLogRowsFromFuture") in alert else alert for alert in expected}
+    assert labels(every_status.alerts) == expected
+
+
+@pytest.mark.parametrize("name", ["every_status", "failed_audit", "silent_site", "no_textfiles"])
+def test_every_alert_is_worded_out(name: str, request: pytest.FixtureRequest) -> None:
+    scene: Scene = request.getfixturevalue(name)
+    for alert in scene.alerts:
+        for text in alert["annotations"].values():
+            plain = text.replace(STRANGE, "")
+            assert not re.search(r"<error|<no value>|\{\{|%!|NaN", plain), text
+            assert "  " not in plain, text
+
+
+def test_an_alert_tells_of_the_last_good_backup(every_status: FirstScene) -> None:
+    described = {
+        (alert["labels"]["name"], alert["labels"]["engine"]): alert["annotations"]["description"]
+        for alert in every_status.alerts
+        if alert["labels"]["alertname"] == "MyDBBackupFailed"
+    }
+    assert "started 3h 0m" in described["wiki", "MariaDB"]
+    assert "The last good backup started 1d 4h 0m" in described["wiki", "MariaDB"]
+    assert "The last good backup started 1d 4h 0m" in described[STRANGE, "Postgres"]
+    assert "owner unknown" in described["survey", "MariaDB"]
+    assert "There is no good backup." in described["survey", "MariaDB"]
+
+
+def test_every_owner_hears_of_their_containers_only(stage: Stage, every_status: FirstScene) -> None:
+    assert {(receiver, frozenset(alert["labels"].items())) for receiver, alert in every_status.mails} == mails(
+        labels(every_status.alerts)
+    )
+    assert {alert["status"] for _, alert in every_status.mails} == {"firing"}
+    for receiver, alert in every_status.mails:
+        if receiver == "owner":
+            assert alert["group"]["contact"] == alert["labels"]["contact"]
+
+
+@pytest.mark.parametrize(("title", "ref"), [(title, ref) for title, ref, _ in targets()])
+def test_every_query_of_the_dashboard_returns_data(title: str, ref: str, every_status: FirstScene) -> None:
+    assert every_status.shown[title, ref]
+    assert every_status.of_host[title, ref]
+    assert every_status.of_genomics[title, ref]
+
+
+def test_every_legend_names_labels_that_exist(every_status: FirstScene) -> None:
+    for title, ref, target in targets():
+        for label in re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")):
+            assert all(label in found["metric"] for found in every_status.shown[title, ref]), title
+
+
+def figure(scene: dict[tuple[str, str], Answer], title: str) -> float:
+    (found,) = scene[title, "A"]
+    return float(found["value"][1])
+
+
+def test_the_dashboard_counts_right(every_status: FirstScene) -> None:
+    for severity, title in enumerate(("Fine", "Warning", "Critical")):
+        found = [case for case in CASES if case.status.severity == severity]
+        assert figure(every_status.shown, title) == figure(every_status.of_host, title) == len(found)
+        assert figure(every_status.of_genomics, title) == sum(case.owner == "genomics" for case in found)
+    assert figure(every_status.shown, "Last audit run") == 1
+    assert 0 <= figure(every_status.shown, "Age of the audit") < 60
+    (ignored,) = every_status.shown["The audit itself", "F"]
+    assert float(ignored["value"][1]) == 2
+
+
+def test_the_dashboard_lists_what_needs_attention(every_status: FirstScene) -> None:
+    rows = every_status.shown["Containers that need attention", "A"]
+    listed = sorted((row["metric"]["name"], row["metric"]["status"], float(row["value"][1])) for row in rows)
+    assert listed == sorted(
+        (case.name, case.status.value, case.status.severity) for case in CASES if case.status.severity
+    )
+
+
+def test_the_filters_offer_what_there_is(stage: Stage, every_status: FirstScene) -> None:
+    assert {name: set(values) for name, values in every_status.filters.items()} == {
+        "instance": {stage.exporter},
+        "engine": {"Postgres", "MariaDB", "MongoDB", "Neo4j"},
+        "policy": {"Daily", "Weekly", "Monthly", "Never", "Dialy"},
+        "owner": {"ada", "bo", "genomics"},
+    }
+
+
+def test_a_failed_audit_speaks_for_all_containers(stage: Stage, failed_audit: Scene) -> None:
+    assert labels(failed_audit.alerts) == stage.expected("AuditFailed")
+
+
+def test_a_failed_audit_tells_nobody_that_all_is_well(stage: Stage, failed_audit: Scene) -> None:
+    assert [(alert["status"], receiver) for receiver, alert in failed_audit.mails] == [("firing", "backup-team")]
+
+
+def test_the_dashboard_knows_nothing_after_a_failed_audit(failed_audit: Scene) -> None:
+    assert [figure(failed_audit.shown, title) for title in ("Critical", "Warning", "Fine")] == [-1, -1, -1]
+    assert figure(failed_audit.shown, "Last audit run") == 0
+    (row,) = failed_audit.shown["Containers that need attention", "A"]
+    assert row["metric"]["name"] == "(the audit itself)"
+    assert not failed_audit.shown["Coverage", "A"]
+
+
+def test_a_silent_site_holds_back_missed_and_late(stage: Stage, silent_site: Scene) -> None:
+    expected = stage.expected("SiteSilent", "TextfileError", cases=lambda case: case.silent_alert)
+    assert labels(silent_site.alerts) == expected
+
+
+def test_the_team_hears_that_the_audit_works_again(silent_site: Scene) -> None:
+    resolved = [(receiver, alert) for receiver, alert in silent_site.mails if alert["status"] == "resolved"]
+    assert ("backup-team", "MyDBBackupAuditFailed") in [(to, alert["labels"]["alertname"]) for to, alert in resolved]
+
+
+def test_missing_textfiles_speak_for_all_containers(stage: Stage, no_textfiles: Scene) -> None:
+    assert labels(no_textfiles.alerts) == stage.expected("AuditAbsent")
+    resolved = {alert["labels"]["alertname"] for _, alert in no_textfiles.mails if alert["status"] == "resolved"}
+    assert resolved <= {"MyDBBackupTextfileError"}
+
+
+def test_the_dashboard_knows_nothing_without_textfiles(no_textfiles: Scene) -> None:
+    assert [figure(no_textfiles.shown, title) for title in ("Critical", "Warning", "Fine")] == [-1, -1, -1]
