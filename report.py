@@ -40,15 +40,18 @@ _WORST_FIRST = (
     *(Status.LATE, Status.PAUSED, Status.RUNNING),
     *(Status.NEW, Status.OK, Status.EXEMPT),
 )
-_PASSWORDS = (
-    # password=..., "DB_PASS": "...", --password ...
-    re.compile(
-        r"""(?i)([\w-]*(?:password|passwd|passphrase|pass|pwd|secret|token|access_key)\w*["']?(?:\s*[=:]\s*|\s+(?=["'])))"""
-        r"""("[^"]*"?|'[^']*'?|[^\s"',;&]+)"""
-    ),
-    re.compile(r"(?i)(--password\s+)(\S+)"),
-    re.compile(r"((?<!\S)-p)([^\s-]\S*)"),  # mysqldump's -pSECRET
-    re.compile(r"(://[^\s:/@]*:)([^\s@]+)(?=@)"),  # scheme://user:SECRET@host
+_SECRET_VALUE = r"""(\\*"[^"]*"?|\\*'[^']*'?|(?!(?:YES|NO)\b)\S+)"""  # noqa: S105  # finds them
+_PASSWORDS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # password=..., "DB_PASS": "...", PASSWORD '...', but not MySQL's (using password: YES)
+        r"""([\w-]*(?:password|passwd|passphrase|pass|pwd|secret|token|access_key|_auth)\w*\\*["']?"""
+        rf"""(?:\s*[=:]\s*|\s+(?=["'])))(?!\*){_SECRET_VALUE}""",
+        rf"(--password\s+|identified\s+(?:with\s+\S+\s+)?by\s+(?:password\s+)?)(?!\*){_SECRET_VALUE}",
+        r"((?<!\S)-p)([^\s-]\S*)",  # mysqldump's -pSECRET
+        r"((?<!\S)-p\s+)(?!\d+(?!\S))([^\s-]\S*)",  # mongodump's -p SECRET, but not pg_dump's -p 5432
+        r"(://[^\s:/@]*:)(\S+)(?=@)",  # scheme://user:SECRET@host
+    )
 )
 
 
@@ -90,7 +93,7 @@ def table(audit: Audit, style: Style, database: str, window: timedelta, everythi
         return
     for alarm in alarms:
         yield from (_paint(line, 2, style) for line in _wrap(alarm, style.width))
-    yield from _wrap(f"Backup Audit of {clean(database)}, {stamp(audit.now, style.zone)}", style.width)
+    yield f"Backup Audit of {clean(database)}, {stamp(audit.now, style.zone)}"
     if listed:
         yield ""
         yield from _rows(listed, audit.now, style)
@@ -185,7 +188,7 @@ def _columns(text: str) -> int:
 def _fit(text: str, width: int, end: str = "~") -> str:
     """Text padded to a width; of what is too long the end is cut off, and marked."""
     if _columns(text) > width:
-        while _columns(text) > width - len(end):
+        while text and _columns(text) > width - len(end):
             text = text[:-1]
         text += end
     return text + " " * (width - _columns(text))
@@ -323,7 +326,6 @@ def iso(moment: datetime | None) -> str | None:
 
 _GLYPHS = {"ok": "■", "failed": "✗", "none": "·", "before": " "}
 _ASCII_GLYPHS = {"ok": "#", "failed": "x", "none": ".", "before": " "}
-_NAME_WIDTH = 24
 _OUTCOME_SEVERITY = {"ok": 0, "failed": 2, "none": 1}
 
 
@@ -337,7 +339,7 @@ def history_table(
     """
     glyphs = _ASCII_GLYPHS if style.ascii else _GLYPHS
     days = (end - start) // timedelta(days=1)
-    yield from _wrap(f"Backup history of {clean(database)}, {days} days to {stamp(end, style.zone)}", style.width)
+    yield f"Backup history of {clean(database)}, {days} days to {stamp(end, style.zone)}"
     yield f"{glyphs['ok']} backed up   {glyphs['failed']} failed   {glyphs['none']} nothing   blank: not made yet"
     yield "One mark a scheduled backup, the newest on the right."
     yield ""
@@ -345,7 +347,7 @@ def history_table(
         yield "No container has a schedule."
         return
     ordered = sorted(coverages, key=_worst_first)
-    width = min(max(9, *(_columns(_history_name(coverage)) for coverage in ordered)), _NAME_WIDTH)
+    width = min(max(9, *(_columns(_history_name(coverage)) for coverage in ordered)), 24 if style.cut else 40)
     common = _scale(ordered, style.width - width - 22)
     yield f"{'RATIO':>5} {_fit('CONTAINER', width)} {'POLICY':7} {'GAP':>6} {_dates(common, style.zone)}".rstrip()
     for coverage in ordered:
@@ -364,9 +366,9 @@ def _history_name(coverage: Coverage, width: int | None = None) -> str:
     """A container's name; cut or padded to a width, if there is one, but not the mark of a deleted one."""
     name = clean(coverage.container.name)
     mark = " (deleted)" if coverage.container.state == "deleted" else ""
-    if width is None or _columns(name + mark) <= width:
-        return _fit(name + mark, width or 0)
-    return _fit(name, width - len(mark)) + mark
+    if width is None:
+        return name + mark
+    return _fit(name, width - len(mark)) + mark if _columns(name + mark) > width else _fit(name + mark, width)
 
 
 def _gap(coverage: Coverage) -> str:
@@ -400,7 +402,7 @@ def _strip(head: str, coverage: Coverage, common: list[int], glyphs: Mapping[str
         return from_microseconds(edge).astimezone(style.zone).strftime("%Y-%m-%d")
 
     if not outcomes:
-        yield f"{head} nothing was due"
+        yield f"{head} none due"
     elif edges == common:
         yield f"{head} {''.join(marks)}"
     elif len(outcomes) <= style.width - _columns(head) - 13:

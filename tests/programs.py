@@ -161,7 +161,7 @@ def scrape_textfiles(node_exporter: Path, directory: Path, log: Path) -> str:
 def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> Iterator[str]:
     """A real node_exporter whose textfile collector reads `directory`; yields its address."""
     address = f"127.0.0.1:{free_port()}"
-    command = [
+    command: list[str | Path] = [
         node_exporter,
         "--collector.disable-defaults",
         "--collector.textfile",
@@ -177,7 +177,7 @@ def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> Iterat
 def prometheus_server(prometheus: Path, config: Path, data: Path, log: Path) -> Iterator[str]:
     """A real Prometheus that keeps its samples in the folder `data`; yields its address."""
     address = f"127.0.0.1:{free_port()}"
-    command = [
+    command: list[str | Path] = [
         prometheus,
         f"--config.file={config}",
         f"--storage.tsdb.path={data}",
@@ -191,7 +191,7 @@ def prometheus_server(prometheus: Path, config: Path, data: Path, log: Path) -> 
 def alertmanager_server(alertmanager: Path, config: Path, data: Path, log: Path) -> Iterator[str]:
     """A real Alertmanager, alone, that keeps its state in the folder `data`; yields its address."""
     address = f"127.0.0.1:{free_port()}"
-    command = [
+    command: list[str | Path] = [
         alertmanager,
         f"--config.file={config}",
         f"--storage.path={data}",

@@ -1059,7 +1059,7 @@ def test_a_container_without_slots_has_a_line_whatever_the_length_of_its_name(sq
     for length in range(30, 60):
         with site.session() as session:
             session.execute(update(ContainerState).where(ContainerState.c_id == c_id).values(name="x" * length))
-        assert "nothing was due" in shown(site, days=1).out
+        assert "none due" in shown(site, days=1).out
 
 
 def test_names_of_containers_are_harmless_in_a_terminal(sqlite_site: Site) -> None:

@@ -13,31 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.builders import Site
+import metrics
+from policy import Audit
+from tests.builders import NOW, TOP, Site
 
 MONITORING = Path(__file__).parent.parent / "monitoring"
 RUNBOOK_BASE = "https://runbook.example.org/README.md"
 
-# SPEC section 5 and 9, without the original's metrics
-OUR_METRICS = {
-    "mydb_backup_status",
-    "mydb_backup_severity",
-    "mydb_backup_last_success_timestamp_seconds",
-    "mydb_backup_last_run_timestamp_seconds",
-    "mydb_backup_last_duration_seconds",
-    "mydb_backup_due_timestamp_seconds",
-    "mydb_backup_container_info",
-    "mydb_backup_containers",
-    "mydb_backup_log_rows_ignored",
-    "mydb_backup_log_newest_timestamp_seconds",
-    "mydb_backup_audit_timestamp_seconds",
-    "mydb_backup_audit_success",
-    "mydb_backup_audit_run_timestamp_seconds",
-    "mydb_backup_audit_duration_seconds",
-    "mydb_backup_audit_clock_skew_seconds",
-    "mydb_backup_audit_info",
-    "mydb_backup_covered_ratio",
-    "mydb_backup_typical_duration_seconds",
+OUR_METRICS = {metric.name for metric in metrics.PER_CONTAINER} | {
+    family.name
+    for family in (
+        *metrics.audit_families(Audit(NOW, [], newest_row=NOW)),
+        *metrics.run_families(True, 0, 0, 0.0, "1"),
+    )
 }
 NODE_EXPORTER_METRICS = {"node_textfile_scrape_error"}
 
@@ -212,6 +200,12 @@ def test_every_psql_line_of_the_runbook_works(site: Site) -> None:
     with site.engine.connect() as connection:
         for _, sql in lines:
             connection.exec_driver_sql(sql)
+
+
+def test_the_runbook_names_the_unit_that_deploy_installs() -> None:
+    units = re.findall(r"journalctl -u (backup[\w.-]+)", (MONITORING / "README.md").read_text("utf-8"))
+    assert units
+    assert all((TOP / "deploy" / unit).exists() for unit in units)
 
 
 def test_the_sed_line_of_the_runbook_sets_every_runbook_url() -> None:
