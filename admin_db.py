@@ -198,7 +198,13 @@ def _sqlite_engine(url: URL, read_only: bool, connect_timeout: int) -> Engine:
             return sqlite3.connect(":memory:", isolation_level=None)
         target = f"file:{quote(os.path.abspath(str(url.database)))}?mode={mode}"
         # isolation_level None: sqlite3 leaves BEGIN to us, so that several SELECTs share one snapshot
-        connection = sqlite3.connect(target, timeout=connect_timeout, isolation_level=None, uri=True)
+        connection = sqlite3.connect(
+            target,
+            timeout=connect_timeout,
+            isolation_level=None,
+            uri=True,
+            check_same_thread=False,  # the audit reads the past in a thread of its own, one at a time
+        )
         connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
         return connection
 

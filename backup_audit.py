@@ -26,6 +26,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -194,55 +195,60 @@ def _complain(options: argparse.Namespace, *problems: str) -> int:
 
 def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) -> _Result:
     """The full audit: read, judge, publish, report."""
-    engine = _engine(settings)
-    with admin_db.audit_session(engine) as session:
-        reader = admin_db.AuditReader(session, settings.rules, _moment(options.at, settings))
-        audit = judge_site(reader, settings, record)
-    database = admin_db.describe(engine)
+    engine, rules = _engine(settings), settings.rules
+    period = timedelta(days=settings.history_days)
+    content = b""
+    with admin_db.audit_session(engine) as session, ThreadPoolExecutor(1) as pool:
+        reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
+        site = _read_site(reader, settings, record)
+        audit = judge_site(reader, site, settings)
+        past = pool.submit(reader.past, site, site.now - period) if period else None
+        if options.output or not options.at:  # most of the textfile is made while the server groups the past
+            content = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics))
+        if past:
+            edges = _edges(site.now - period, site.now, rules)
+            log = past.result()
+            verdicts = [_remember(verdict, log.of(verdict.container), edges) for verdict in audit.verdicts]
+            audit = replace(audit, verdicts=verdicts)
+    if content:
+        content += metrics.exposition(metrics.past_families(audit))
     if options.output == "-":
-        exposition = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics)).decode()
-        return audit.severity, exposition.removesuffix("\n").split("\n")
-    if options.output or not options.at:
-        path = Path(options.output) if options.output else settings.prometheus_file
-        _write(path, settings.textfile_mode, metrics.audit_families(audit, settings.legacy_metrics))
+        return audit.severity, content.decode().removesuffix("\n").split("\n")
+    if content:
+        _write(Path(options.output) if options.output else settings.prometheus_file, settings.textfile_mode, content)
+    database = admin_db.describe(engine)
     if options.json:
-        return audit.severity, [report.as_json(audit, database, VERSION, settings.rules.max_runtime)]
+        return audit.severity, [report.as_json(audit, database, VERSION, rules.max_runtime)]
     if options.quiet:
         return audit.severity, ()
     everything = options.verbose or _is_terminal()
-    return audit.severity, report.table(audit, _style(settings), database, settings.rules.window, everything)
+    return audit.severity, report.table(audit, _style(settings), database, rules.window, everything)
 
 
-def judge_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRecord) -> Audit:
-    """Read the site and judge every container, from the recent log where that is enough."""
-    rules = settings.rules
+def _read_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRecord) -> admin_db.Site:
+    """Read the containers and the server's clock, and compare that with ours."""
     asked = datetime.now(UTC)
-    period = timedelta(days=settings.history_days)
-    site = reader.site(period)
+    site = reader.site(timedelta(days=settings.history_days))
     if not reader.at:
         record.clock_skew = (asked + (datetime.now(UTC) - asked) / 2 - site.now).total_seconds()
     if not site.containers and not settings.allow_empty:
         raise NotDone("no active container in the admin database: check admindb_name, or set allow_empty = True")
+    return site
+
+
+def judge_site(reader: admin_db.AuditReader, site: admin_db.Site, settings: Settings) -> Audit:
+    """Judge every container, from the recent log where that is enough, else from the whole."""
+    rules = settings.rules
     log = reader.recent(site)
     verdicts = [judge(container, log.of(container), site.now, rules) for container in _audited(site, settings)]
-    if not log.whole:
-        doubtful = [verdict for verdict in verdicts if not verdict.settled]
-        whole = reader.whole(site.now, doubtful) if doubtful else log
+    doubtful = [] if log.whole else [verdict for verdict in verdicts if not verdict.settled]
+    if doubtful:
+        whole = reader.whole(site.now, doubtful)
         verdicts = [
             verdict if verdict.settled else judge(verdict.container, whole.of(verdict.container), site.now, rules)
             for verdict in verdicts
         ]
-    if period:
-        verdicts = _with_past(verdicts, reader.past(site, site.now - period), site.now - period, site.now, rules)
     return Audit(site.now, verdicts, log.malformed, log.future, log.newest)
-
-
-def _with_past(
-    verdicts: list[Verdict], log: admin_db.PastLog, start: datetime, end: datetime, rules: Rules
-) -> list[Verdict]:
-    """The verdicts, each with what the last `history_days` add to it."""
-    edges = _edges(start, end, rules)
-    return [_remember(verdict, log.of(verdict.container), edges) for verdict in verdicts]
 
 
 def _edges(start: datetime, end: datetime, rules: Rules) -> dict[str, list[int]]:
@@ -389,9 +395,9 @@ def _engine(settings: Settings) -> Engine:
 # --- Files and terminal --------------------------------------------------------------------------------
 
 
-def _write(path: Path, mode: int, families: Iterable[metrics.Family]) -> None:
+def _write(path: Path, mode: int, content: bytes) -> None:
     try:
-        metrics.write_textfile(path, families, mode)
+        metrics.write_textfile(path, content, mode)
     except OSError as error:
         advice = {
             FileNotFoundError: f"create the folder {path.parent}",
@@ -405,7 +411,7 @@ def _write(path: Path, mode: int, families: Iterable[metrics.Family]) -> None:
 def _write_run_file(record: _RunRecord, started: float) -> None:
     assert record.prometheus_file
     families = metrics.run_families(record.success, time.time(), time.monotonic() - started, record.clock_skew, VERSION)
-    _write(metrics.run_file(record.prometheus_file), record.mode, families)
+    _write(metrics.run_file(record.prometheus_file), record.mode, metrics.exposition(families))
 
 
 def _is_terminal() -> bool:

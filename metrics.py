@@ -22,8 +22,6 @@ from prometheus_client.registry import Collector
 
 from policy import Audit, Run, Verdict
 
-Family = GaugeMetricFamily
-
 _STALE_TEMPORARY = 3600
 """Seconds after which a temporary file that a killed audit left behind is removed."""
 
@@ -101,6 +99,9 @@ PER_CONTAINER = (
             "contact": lambda verdict: verdict.container.contact,
         },
     ),
+)
+
+FROM_PAST = (
     _Metric(
         "mydb_backup_covered_ratio",
         "Share of the scheduled backups of the last history_days that exist, from 0 to 1.",
@@ -136,10 +137,7 @@ def exposition(families: Iterable[GaugeMetricFamily]) -> bytes:
 def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFamily]:
     """What an audit found, as gauges; with `legacy` also under the original Backup Audit's names."""
     labelled = _label(audit.verdicts)
-    for metric in PER_CONTAINER:
-        family = _family(metric, labelled)
-        if family.samples:
-            yield family
+    yield from (_family(metric, labelled) for metric in PER_CONTAINER)
     by_status = GaugeMetricFamily("mydb_backup_containers", "Containers by status.", labels=["status"])
     for status, count in audit.counts().items():
         by_status.add_metric([status.value], count)
@@ -165,6 +163,15 @@ def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFa
     )
     if legacy:
         yield from _legacy_families(audit)
+
+
+def past_families(audit: Audit) -> Iterator[GaugeMetricFamily]:
+    """What the past adds, for the containers of which it is known."""
+    labelled = _label(audit.verdicts)
+    for metric in FROM_PAST:
+        family = _family(metric, labelled)
+        if family.samples:
+            yield family
 
 
 def run_families(
@@ -253,14 +260,13 @@ def run_file(prometheus_file: Path) -> Path:
     return prometheus_file.with_name(f"{prometheus_file.stem}_run.prom")
 
 
-def write_textfile(path: Path, families: Iterable[GaugeMetricFamily], mode: int) -> None:
+def write_textfile(path: Path, content: bytes, mode: int) -> None:
     """Replace a textfile in one step. Raises `OSError`; the old file then stays as it was.
 
     prometheus-client's own `write_to_textfile` would leave the permissions to cron's umask.
     """
     if path.exists() and not path.is_file():  # a rename would replace even a device
         raise OSError(errno.EINVAL, "it is not a regular file")
-    content = exposition(families)
     _remove_stale_temporaries(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:

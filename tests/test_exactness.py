@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select
 
 import admin_db
-from backup_audit import _RunRecord, judge_site
+from backup_audit import judge_site
 from models import BackupLog, ContainerRow, ContainerState
 from policy import UTC, Container, Rules, Run, Status, Verdict, find_error, judge
 from settings import Settings
@@ -111,7 +111,8 @@ def _bounded(site: Site) -> list[Verdict]:
     engine = admin_db.make_engine(url, read_only=True, libpq=libpq)
     options = Settings(container_host="", prometheus_file=Path("x.prom"), history_days=0)
     with admin_db.audit_session(engine) as session:
-        return judge_site(admin_db.AuditReader(session, RULES, NOW), options, _RunRecord()).verdicts
+        reader = admin_db.AuditReader(session, RULES, NOW)
+        return judge_site(reader, reader.site(), options).verdicts
 
 
 def _plain(site: Site, log: Log) -> list[Verdict]:

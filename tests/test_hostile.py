@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ from sqlalchemy import Engine, delete, event
 from sqlalchemy.orm import Session
 
 from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
-from tests.builders import NOW, SECRET, Result, Site, parse_samples
+from tests.builders import NOW, SECRET, Site, parse_samples
 from tests.postgres import clear
 from tests.test_faults import relayed
 
@@ -99,7 +97,7 @@ def documents(text: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     )
     leaf = text | text | anything
     labels = st.fixed_dictionaries(
-        {}, optional={key: leaf for key in ("BACKUP_FREQ", "backup_freq", "owner", "contact", "password")}
+        {}, optional=dict.fromkeys(("BACKUP_FREQ", "backup_freq", "owner", "contact", "password"), leaf)
     )
     keys = ("BACKUP_FREQ", "backup_freq", "OWNER", "CONTACT", "dbengine", "Name")
     info = st.fixed_dictionaries({}, optional={**dict.fromkeys(keys, leaf), "labels": labels | anything})
@@ -256,7 +254,7 @@ def check_site(site: Site, hostile: Hostile) -> str:
     audited = site.audit("-q", terminal=True)
     assert audited.status in (0, 1, 2)
     assert audited.out + audited.err == ""
-    files = [path.read_text("utf-8") for path in sorted(site.textfile.parent.iterdir())]
+    files = [path.read_bytes().decode("utf-8") for path in sorted(site.textfile.parent.iterdir())]
     assert len(files) == 2
     for text in files:
         parse_samples(text)

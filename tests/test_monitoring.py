@@ -20,7 +20,7 @@ from tests.builders import NOW, TOP, Site
 MONITORING = Path(__file__).parent.parent / "monitoring"
 RUNBOOK_BASE = "https://runbook.example.org/README.md"
 
-OUR_METRICS = {metric.name for metric in metrics.PER_CONTAINER} | {
+OUR_METRICS = {metric.name for metric in (*metrics.PER_CONTAINER, *metrics.FROM_PAST)} | {
     family.name
     for family in (
         *metrics.audit_families(Audit(NOW, [], newest_row=NOW)),

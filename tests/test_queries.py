@@ -240,17 +240,16 @@ def test_the_verdicts_on_a_large_site_are_those_of_the_oracle(own_site: Site) ->
             assert one["status"] == answer.status, one
             seen.add(answer.status)
             if answer.status in ("no_policy", "exempt"):
-                continue  # their runs decide nothing, see the test below
+                continue  # their runs decide nothing, and are looked for in the recent part only
             assert (one["last_success"] or {}).get("backup_id") == answer.last_success, one
             assert (one["last_run"] or {}).get("backup_id") == answer.last_run, one
             assert one["due"] == (answer.due and answer.due.replace(tzinfo=None).isoformat() + "Z"), one
     assert seen == {status.value for status in Status}
 
 
-@pytest.mark.parametrize("policy", ["Never", "Fortnightly", "Daily"])
-def test_an_old_success_is_published_whatever_the_policy(site: Site, policy: str) -> None:
+def test_an_old_success_is_found_and_published(site: Site) -> None:
     fill(site, 10)
-    c_id = site.container("kept", policy, c_id=99)
+    c_id = site.container("kept", "Daily", c_id=99)
     started = datetime(2025, 10, 1, 18, 7)
     for log_id, state in ((-20_000, "start"), (-10_000, "end")):  # before all that is in the log
         site.row(id=log_id, c_id=c_id, name="kept", backup_id="x", state=state, ts=started)

@@ -84,7 +84,9 @@ def test_every_setting_status_and_metric_is_in_its_table() -> None:
     families = [*metrics.audit_families(Audit(NOW, [], newest_row=NOW)), *metrics.run_families(True, 0, 0, 0.0, "1")]
     wanted = {field.name for field in fields(Settings)}
     wanted |= {status.value for status in Status}
-    wanted |= {metric.name for metric in metrics.PER_CONTAINER} | {family.name for family in families}
+    wanted |= {metric.name for metric in (*metrics.PER_CONTAINER, *metrics.FROM_PAST)} | {
+        family.name for family in families
+    }
     assert wanted - rows == set()
 
 
