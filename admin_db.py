@@ -646,7 +646,7 @@ class AuditReader:
 
     def site(self, past: timedelta = timedelta(0)) -> Site:
         """Read the clock, the containers, and where in the log its recent part and a longer past begin."""
-        facts = _facts_of_log(_clock(self._postgres, self.at), past + PAST_MARGIN).subquery("facts")
+        facts = _facts_of_log(_clock(self._postgres, self.at), past + PAST_MARGIN, self._postgres).subquery("facts")
         active = ContainerState.__table__.outerjoin(ContainerRow.__table__, _CONTAINERS.id == _STATES.c_id)
         states = _with_documents(active, _STATES.id, _STATES.c_id, self._postgres).subquery("states")
         query = select(facts, states.c.row_id, *_container_columns(states, self._postgres))
@@ -893,12 +893,13 @@ def _clock(postgres: bool, at: datetime | None) -> ColumnElement[datetime]:
     return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f000", "now"), DateTime())
 
 
-def _facts_of_log(clock: ColumnElement[datetime], past: timedelta) -> Select[Any]:
+def _facts_of_log(clock: ColumnElement[datetime], past: timedelta, postgres: bool) -> Select[Any]:
     """One row: the clock, the newest time stamp at the log's end, its first and last id, and two floors: of
     the recent part and of the longer past.
     """
     ends = select(func.min(_LOG.id).label("first"), func.max(_LOG.id).label("last")).cte("ends")
-    end = select(_LOG.ts).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
+    stamp = case((_is_moment(_LOG.ts, postgres), _LOG.ts)).label("ts")
+    end = select(stamp).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
     newest = select(func.max(end.c.ts)).scalar_subquery()
     recent = _floor(ends, clock, timedelta(days=RECENT_DAYS), "recent")
     past_ = _floor(ends, clock, past, "past")
@@ -1026,4 +1027,6 @@ def read_clock(session: Session) -> datetime:
 
 def read_newest(session: Session) -> datetime | None:
     """The time stamp of the row that was logged last, in the log's naive local time."""
-    return session.execute(select(_LOG.ts).order_by(_LOG.id.desc()).limit(1)).scalar()
+    postgres = session.connection().dialect.name == "postgresql"
+    stamp = case((_is_moment(_LOG.ts, postgres), _LOG.ts))
+    return session.execute(select(stamp).order_by(_LOG.id.desc()).limit(1)).scalar()

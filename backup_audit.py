@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Complain about bad usage on one line, and exit with status 3."""
-        self.exit(NOT_DONE, f"backup_audit: {message}: see backup_audit.py --help\n")
+        self.exit(NOT_DONE, f"backup_audit: {report.clean(message)}: see backup_audit.py --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,17 +40,18 @@ _WORST_FIRST = (
     *(Status.LATE, Status.PAUSED, Status.RUNNING),
     *(Status.NEW, Status.OK, Status.EXEMPT),
 )
-_SECRET_VALUE = r"""(\\*"[^"]*"?|\\*'[^']*'?|(?!(?:YES|NO)\b)\S+)"""  # noqa: S105  # finds them
+_SECRET_VALUE = r"""(\\{0,4}"[^"]*"?|\\{0,4}'[^']*'?|(?!(?:YES|NO)\b)\S+)"""  # noqa: S105  # finds them
+# every repetition has a limit: the time must not grow with the square of a long name
 _PASSWORDS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         # password=..., "DB_PASS": "...", PASSWORD '...', but not MySQL's (using password: YES)
-        r"""([\w-]*(?:password|passwd|passphrase|pass|pwd|secret|token|access_key|_auth)\w*\\*["']?"""
-        rf"""(?:\s*[=:]\s*|\s+(?=["'])))(?!\*){_SECRET_VALUE}""",
-        rf"(--password\s+|identified\s+(?:with\s+\S+\s+)?by\s+(?:password\s+)?)(?!\*){_SECRET_VALUE}",
+        r"""((?:password|passwd|passphrase|pass|pwd|secret|token|access_key|_auth)\w{0,40}\\{0,4}["']?"""
+        rf"""(?:\s{{0,9}}[=:]\s{{0,9}}|\s{{1,9}}(?=["'])))(?!\*){_SECRET_VALUE}""",
+        rf"(--password\s{{1,9}}|identified\s(?:with\s\S{{1,60}}\s)?by\s(?:password\s)?)(?!\*){_SECRET_VALUE}",
         r"((?<!\S)-p)([^\s-]\S*)",  # mysqldump's -pSECRET
-        r"((?<!\S)-p\s+)(?!\d+(?!\S))([^\s-]\S*)",  # mongodump's -p SECRET, but not pg_dump's -p 5432
-        r"(://[^\s:/@]*:)(\S+)(?=@)",  # scheme://user:SECRET@host
+        r"((?<!\S)-p\s{1,9})(?!\d{1,9}(?!\S))([^\s-]\S*)",  # mongodump's -p SECRET, but not pg_dump's -p 5432
+        r"(://[^\s:/@]{0,99}:)(\S{1,200})(?=@)",  # scheme://user:SECRET@host
     )
 )
 

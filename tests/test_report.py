@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -753,3 +754,12 @@ def test_any_name_can_be_printed_in_any_encoding(sqlite_site: Site, encoding: st
     result = sqlite_site.process("-v", "--at", AT, env={"PYTHONIOENCODING": encoding})
     assert (result.returncode, result.stderr) == (0, "")
     assert "\\u6570" in result.stdout if encoding != "utf-8" else "\u6570" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "pass", "password=", "://a:", "://u:p@", "-p ", '"', "\\", "identified by ", "_auth\\"]
+)
+def test_masking_does_not_take_long(unit: str) -> None:
+    started = time.process_time()
+    mask(unit * (100_000 // len(unit)))
+    assert time.process_time() - started < 5
