@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
+from itertools import accumulate, takewhile
 from typing import Any
 
 from history import Coverage, PastRun
@@ -162,18 +163,27 @@ def _rows(verdicts: list[Verdict], now: datetime, style: Style) -> Iterator[str]
 
 def _wrap(text: str, width: int, indent: str = "") -> Iterator[str]:
     """Text in lines of at most so many columns of a terminal (`textwrap` would count characters)."""
-    line = ""
-    for word in text.split():
-        if line and _columns(indent + line) + 1 + _columns(word) > width:
+    room = width - len(indent)
+    line, taken = "", 0
+    for word in (piece for word in text.split() for piece in _pieces(word, room)):
+        columns = _columns(word)
+        if line and taken + 1 + columns > room:
             yield indent + line
-            line = ""
-        line += f" {word}" if line else word
-        while _columns(indent + line) > width:
-            head = _fit(line, width - len(indent), end="").rstrip()
-            yield indent + head
-            line = line[len(head) :]
+            line, taken = "", 0
+        line, taken = (f"{line} {word}", taken + 1 + columns) if line else (word, columns)
     if line:
         yield indent + line
+
+
+def _pieces(word: str, room: int) -> Iterator[str]:
+    """A word in pieces that fit into a line; mostly one."""
+    start = taken = 0
+    for place, columns in enumerate(map(_columns, word)):
+        if taken + columns > room and place > start:
+            yield word[start:place]
+            start, taken = place, 0
+        taken += columns
+    yield word[start:]
 
 
 def _minute(moment: datetime | None, zone: tzinfo) -> str:
@@ -189,9 +199,8 @@ def _columns(text: str) -> int:
 def _fit(text: str, width: int, end: str = "~") -> str:
     """Text padded to a width; of what is too long the end is cut off, and marked."""
     if _columns(text) > width:
-        while text and _columns(text) > width - len(end):
-            text = text[:-1]
-        text += end
+        taken = accumulate(map(_columns, text))
+        text = text[: sum(1 for _ in takewhile(lambda columns: columns <= width - len(end), taken))] + end
     return text + " " * (width - _columns(text))
 
 
