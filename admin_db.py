@@ -123,7 +123,7 @@ def make_engine(
         **(libpq or {}),
     }
     passfile = Path(arguments.get("passfile") or os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass"))
-    if passfile.is_file() and passfile.stat().st_mode & 0o077:
+    if passfile.exists() and (not passfile.is_file() or passfile.stat().st_mode & 0o077):
         # libpq will not use it and says so on stderr, for every connection: it need not see it
         arguments["passfile"] = f"{passfile}.ignored"
     options = [str(arguments.get("options", "")), *(f"-c {name}={value}" for name, value in settings.items())]
@@ -184,7 +184,7 @@ def _wait(connection: Any) -> None:
         poll = select_.poll()
         poll.register(connection.fileno(), wanted)
         if not poll.poll(None if rest is None else rest * 1000):
-            raise psycopg2.OperationalError("timeout expired")
+            raise psycopg2.OperationalError("timeout expired" if connecting else "the server fell silent")
 
 
 psycopg2.extensions.set_wait_callback(_wait)
@@ -263,14 +263,24 @@ _BY_SQLSTATE = {
 _BY_TEXT = (
     ("could not translate host name", "unknown host", "check container_host"),
     ("Connection refused", "the connection was refused", "check mydb_admin_port, and that the server runs"),
+    ("the server fell silent", "no answer within query_timeout", "look at the server and the network between"),
     ("timeout expired", "no answer within connect_timeout", "check container_host, mydb_admin_port and the firewall"),
     ("Network is unreachable", "the network is unreachable", "check container_host and the network"),
     ("No route to host", "no route to the host", "check container_host and the network"),
-    ("password authentication failed", "the password was refused", "correct the user's line in {passfile}"),
+    ("password authentication failed", "the password was refused", "{login_advice}, or admin_user"),
+    ("not permitted to log in", "the role may not log in", "ALTER ROLE ... LOGIN, or change admin_user"),
+    ("too many connections", "all connections are taken", "see pg_stat_activity, or raise the role's limit"),
+    ("permission denied for database", "the role may not connect", "grant it as deploy/read_only_role.sql does"),
+    ("invalid response to SSL", "something else than PostgreSQL answers", "check mydb_admin_port"),
+    ("expected authentication request", "something else than PostgreSQL answers", "check mydb_admin_port"),
+    ("server closed the connection unexpectedly", "the connection was lost", "see the server's log, and run it again"),
+    ("invalid connection option", "libpq refuses a parameter", "correct libpq_options"),
+    ("sslmode", "libpq refuses a parameter", "correct libpq_options"),
+    ("root certificate", "libpq refuses a parameter", "correct libpq_options"),
+    ("SSL", "no encrypted connection", "correct libpq_options, or the server's ssl"),
     ("no password supplied", "no password found", "{passfile_advice}"),
     ("no pg_hba.conf entry", "the server does not admit this host or user", "add both to its pg_hba.conf"),
     ("does not exist", "no such database or role", "check admindb_name and admin_user"),
-    ("server closed the connection", "the connection was lost", "see the server's log, and run the audit again"),
     ("unable to open database file", "cannot open the file", "check the path in database_url"),
     ("no such table", "a table is missing", "point database_url at DB4Sci's admin database"),
     ("no such column", "a column is missing", "check that this is DB4Sci's admin database"),
@@ -288,9 +298,13 @@ def _explain(error: SQLAlchemyError, engine: Engine) -> tuple[str, str]:
     problem, advice = _BY_SQLSTATE.get(getattr(cause, "pgcode", None) or "", ("", ""))
     if not problem:
         known = ((line, entry) for entry in _BY_TEXT for line in lines if entry[0] in line)
-        said, (_, problem, advice) = next(known, (said, ("", "the database failed", "see its log")))
+        log = "check database_url" if engine.dialect.name == "sqlite" else "see its log"
+        said, (_, problem, advice) = next(known, (said, ("", "the database failed", log)))
     passfile = Path(engine.get_execution_options()["passfile"])
-    advice = advice.format(passfile=passfile, passfile_advice=passfile_advice(passfile))
+    login_advice = f"correct the user's line in {passfile}"
+    if engine.url.password is not None:
+        login_advice = "correct the password in database_url"
+    advice = advice.format(login_advice=login_advice, passfile_advice=passfile_advice(passfile))
     return f"{describe(engine)}: {problem} ({said})", advice
 
 
@@ -306,6 +320,8 @@ def passfile_advice(passfile: Path) -> str:
         status = passfile.stat()
     except OSError:
         return f"create {passfile} with a line {line} and mode 0600"
+    if not passfile.is_file():
+        return f"{passfile} is ignored because it is none, name a file"
     if status.st_mode & 0o077:
         return f"{passfile} is ignored because others may read it, chmod 600 {passfile}"
     if not os.access(passfile, os.R_OK):
@@ -964,7 +980,12 @@ def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool
     """Whether a time stamp is one that Python can hold: not infinite, and in SQLite not mere text."""
     if postgres:
         return column.between(datetime(1900, 1, 1), datetime(9000, 1, 1))
-    return func.coalesce(func.strftime("%Y-%m-%d %H:%M:%S", column) == func.substr(column, 1, 19), false())
+    text = type_coerce(column, Text)
+    fraction = func.substr(text, 20)
+    # "+0 days" makes SQLite count the days anew: alone it would let the 30th of February pass
+    is_date = func.strftime("%Y-%m-%d %H:%M:%S", func.substr(text, 1, 19), "+0 days") == func.substr(text, 1, 19)
+    is_fraction = or_(fraction == "", and_(fraction.op("GLOB")(".[0-9]*"), fraction.op("NOT GLOB")("?*[^0-9]*")))
+    return func.coalesce(and_(is_date, is_fraction, func.length(text) <= 26, text.between("1900", "9000")), false())
 
 
 def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[int]:

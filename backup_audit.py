@@ -10,19 +10,31 @@ could not be done.
 from __future__ import annotations
 
 import gc
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
 
-if __name__ == "__main__":
-    gc.disable()  # before the large imports: a process of a second has no use for it, and it costs a tenth
+
+def _stop_early(number: int, frame: FrameType | None) -> NoReturn:
+    sys.stderr.write(f"backup_audit: stopped by {signal.Signals(number).name}: run it again\n")
+    sys.exit(3)
+
+
+if __name__ == "__main__":  # before the large imports
+    gc.disable()  # a process of a second has no use for it, and it costs a tenth
+    signal.signal(signal.SIGINT, _stop_early)
+    signal.signal(signal.SIGTERM, _stop_early)
 
 import argparse
+import contextlib
 import difflib
+import errno
 import io
 import os
 import re
 import shutil
-import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,8 +42,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError
@@ -85,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parse(argv)
     except SystemExit as exit_:  # --help, --version and bad usage
         return int(exit_.code or 0)
-    status, lines = _check_config(options) if options.check_config else _run(options, started)
+    status = NOT_DONE
     try:
+        status, lines = _check_config(options) if options.check_config else _run(options, started)
         for line in lines:
             print(line)
         if sys.stdout is not None:
@@ -96,7 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return _complain(options, f"cannot print the report ({error.strerror}): check where stdout goes")
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # see _describe
+        return _complain(options, _describe(error))
     return status
+
+
+def _describe(error: BaseException) -> str:
+    """What kept the audit from being done; an exit status of 1, Python's own, would mean "warning"."""
+    if isinstance(error, (NotDone, admin_db.AdminDBError)):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped by {str(error) or 'SIGINT'}: run it again"
+    return f"unexpected {type(error).__name__} ({error}): please report it, with what --debug prints"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,6 +143,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--check-config", action="store_true", help="check settings, connection and files step by step, and stop")
     add("--version", action="version", version=f"Backup Audit {VERSION}")
     options = parser.parse_args(argv)
+    if options.output == "":
+        parser.error("--output needs the name of a file, or -")
     if options.output and options.containers:
         parser.error("--output goes with the full audit, not with CONTAINER")
     if options.output == "-" and options.json:
@@ -166,14 +190,10 @@ def _run(options: argparse.Namespace, started: float) -> _Result:
     except SettingsError as error:
         record.prometheus_file = error.prometheus_file
         status = _complain(options, *error.problems)
-    except (NotDone, admin_db.AdminDBError) as error:
-        status = _complain(options, str(error))
-    except KeyboardInterrupt as error:
-        status = _complain(options, f"stopped by {str(error) or 'SIGINT'}: run it again")
-    except Exception as error:  # noqa: BLE001  # an exit status of 1, Python's own, would mean "warning"
-        problem = f"unexpected {type(error).__name__} ({error})"
-        status = _complain(options, f"{problem}: please report it, with what --debug prints")
-    publishing = not (options.at or options.output or options.containers or options.history is not None)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # see _describe
+        status = _complain(options, _describe(error))
+    asked_for_else = (options.at, options.output, options.containers or None, options.history)
+    publishing = all(option is None for option in asked_for_else)
     if publishing and record.prometheus_file:
         try:
             _write_run_file(record, started)
@@ -183,10 +203,11 @@ def _run(options: argparse.Namespace, started: float) -> _Result:
 
 
 def _complain(options: argparse.Namespace, *problems: str) -> int:
-    if options.debug:
+    if options.debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    for problem in problems:
-        print(f"backup_audit: {report.clean(problem)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the run file must still be written where nobody listens
+        for problem in problems:
+            print(f"backup_audit: {report.clean(problem)}", file=sys.stderr)
     return NOT_DONE
 
 
@@ -203,7 +224,7 @@ def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) 
         site = _read_site(reader, settings, record)
         audit = judge_site(reader, site, settings)
         past = pool.submit(reader.past, site, site.now - period) if period else None
-        if options.output or not options.at:  # most of the textfile is made while the server groups the past
+        if options.output or options.at is None:  # most of the textfile is made while the server groups the past
             content = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics))
         if past:
             edges = _edges(site.now - period, site.now, rules)
@@ -211,7 +232,7 @@ def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) 
             verdicts = [_remember(verdict, log.of(verdict.container), edges) for verdict in audit.verdicts]
             audit = replace(audit, verdicts=verdicts)
     if content:
-        content += metrics.exposition(metrics.past_families(audit))
+        content = metrics.exposition(metrics.past_families(audit)) + content
     if options.output == "-":
         return audit.severity, content.decode().removesuffix("\n").split("\n")
     if content:
@@ -404,7 +425,7 @@ def _write(path: Path, mode: int, content: bytes) -> None:
             NotADirectoryError: f"{path.parent} must be a folder",
             PermissionError: f"let this user write to the folder {path.parent}",
             IsADirectoryError: "name a file, not a folder",
-        }.get(type(error), "check the folder and its disk")
+        }.get(type(error), "name another file" if error.errno == errno.EINVAL else "check the folder and its disk")
         raise NotDone(f"cannot write {path} ({error.strerror}): {advice}") from error
 
 
@@ -432,32 +453,39 @@ def _style(settings: Settings) -> report.Style:
 def _check_config(options: argparse.Namespace) -> _Result:
     """Try, step by step, all that an audit needs, and change nothing. The first step that fails is the last."""
     lines = []
+    steps = iter(_STEPS)
+    step = next(steps)
     try:
-        for step, result in _checks(options.config):
-            lines.append(f"ok      {step}: {report.clean(result)}")
+        for result in _checks(options.config):
+            if result is not None:
+                lines.append(f"ok      {step}: {report.clean(result)}")
+            step = next(steps, step)
     except SettingsError as error:
         return NOT_DONE, [f"FAILED  settings: {report.clean(problem)}" for problem in error.problems]
     except (NotDone, admin_db.AdminDBError) as error:
-        return NOT_DONE, [*lines, f"FAILED  {report.clean(str(error))}"]
+        return NOT_DONE, [*lines, f"FAILED  {step}: {report.clean(str(error))}"]
     return 0, [*lines, "All is ready for the first audit."]
 
 
-def _checks(config: Path) -> Iterator[tuple[str, str]]:
+_STEPS = ("settings", "host", "login", "tables", "clock", "log", "textfile")
+
+
+def _checks(config: Path) -> Iterator[str | None]:
+    """The result of each of the steps, as they are done; None for one that there is nothing to say about."""
     settings = configuration.load(config)
-    yield "settings", f"{config} is valid"
+    yield f"{config} is valid"
     engine = _engine(settings)
-    if settings.database_url is None:
-        yield "host", _reach(settings)
+    yield _reach(settings) if settings.database_url is None else None
     with admin_db.audit_session(engine) as session:
         asked = datetime.now(UTC)
         server = admin_db.read_clock(session)
-        yield "login", f"{admin_db.describe(engine)} lets us in, read-only"
+        yield f"{admin_db.describe(engine)} lets us in, read-only"
         tables = ", ".join(admin_db.read_nothing(session))
-        yield "tables", f"{tables}: all columns can be read"
-        yield "clock", _compare_clocks(asked, server)
+        yield f"{tables}: all columns can be read"
+        yield _compare_clocks(asked, server)
         newest = admin_db.read_newest(session)
-        yield "log", _judge_newest(newest, server, settings)
-    yield "textfile", _probe_folder(settings.prometheus_file)
+        yield _judge_newest(newest, server, settings)
+    yield _probe_folder(settings.prometheus_file)
 
 
 def _reach(settings: Settings) -> str:
@@ -466,10 +494,9 @@ def _reach(settings: Settings) -> str:
         return f"{host} is a folder of sockets"
     try:
         socket.create_connection((host, port), settings.connect_timeout).close()
-    except OSError as error:
-        raise NotDone(
-            f"host: {host}:{port} cannot be reached ({error}): check container_host, mydb_admin_port and the firewall"
-        ) from None
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one of a host
+        problem = f"{host}:{port} cannot be reached ({error})"
+        raise NotDone(f"{problem}: check container_host, mydb_admin_port and the firewall") from None
     return f"{host}:{port} can be reached"
 
 
@@ -493,11 +520,11 @@ def _judge_newest(newest: datetime | None, now: datetime, settings: Settings) ->
 def _probe_folder(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        raise NotDone(f"textfile: the folder {folder} does not exist: create it, and let this user write to it")
+        raise NotDone(f"the folder {folder} does not exist: create it, and let this user write to it")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise NotDone(f"textfile: the folder {folder} is not writable: let this user write to it")
+        raise NotDone(f"the folder {folder} is not writable: let this user write to it")
     if path.exists() and not path.is_file():
-        raise NotDone(f"textfile: {path} is not a regular file: name another")
+        raise NotDone(f"{path} is not a regular file: name another")
     return f"{path} can be written"
 
 
@@ -505,6 +532,8 @@ def _probe_folder(path: Path) -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for impatient in (signal.SIGINT, signal.SIGTERM):  # once is enough: the run file is still to be written
+        signal.signal(impatient, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
@@ -518,6 +547,7 @@ def _prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
 
 

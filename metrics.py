@@ -265,6 +265,8 @@ def write_textfile(path: Path, content: bytes, mode: int) -> None:
 
     prometheus-client's own `write_to_textfile` would leave the permissions to cron's umask.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if path.exists() and not path.is_file():  # a rename would replace even a device
         raise OSError(errno.EINVAL, "it is not a regular file")
     _remove_stale_temporaries(path)

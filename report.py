@@ -47,7 +47,7 @@ _PASSWORDS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         # password=..., "DB_PASS": "...", PASSWORD '...', but not MySQL's (using password: YES)
-        r"""((?:password|passwd|passphrase|pass|pwd|secret|token|access_key|_auth)\w{0,40}\\{0,4}["']?"""
+        r"""((?:password|passwd|passphrase|pass|pwd|secret|token|access_key|_auth)(?!\w{0,9}fil)\w{0,40}\\{0,4}["']?"""
         rf"""(?:\s{{0,9}}[=:]\s{{0,9}}|\s{{1,9}}(?=["'])))(?!\*){_SECRET_VALUE}""",
         rf"(--password\s{{1,9}}|identified\s(?:with\s\S{{1,60}}\s)?by\s(?:password\s)?)(?!\*){_SECRET_VALUE}",
         r"((?<!\S)-p)([^\s-]\S*)",  # mysqldump's -pSECRET
@@ -165,12 +165,12 @@ def _wrap(text: str, width: int, indent: str = "") -> Iterator[str]:
     """Text in lines of at most so many columns of a terminal (`textwrap` would count characters)."""
     room = width - len(indent)
     line, taken = "", 0
-    for word in (piece for word in text.split() for piece in _pieces(word, room)):
-        columns = _columns(word)
+    for piece in (piece for word in text.split() for piece in _pieces(word, room)):
+        columns = _columns(piece)
         if line and taken + 1 + columns > room:
             yield indent + line
             line, taken = "", 0
-        line, taken = (f"{line} {word}", taken + 1 + columns) if line else (word, columns)
+        line, taken = (f"{line} {piece}", taken + 1 + columns) if line else (piece, columns)
     if line:
         yield indent + line
 

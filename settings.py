@@ -100,8 +100,7 @@ def check(values: Mapping[str, Any]) -> Settings:
     for name in ("container_host", "prometheus_file"):
         if name not in good and name not in values:
             problems.append(f"{name} is missing: {_REQUIRED[name]}")
-    if not problems:
-        problems += _contradictions(good)
+    problems += _contradictions(good)
     if problems:
         raise SettingsError(problems, good.get("prometheus_file"))
     return Settings(**good)
@@ -113,6 +112,8 @@ def _execute(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         advice = "cp mydb_config.example mydb_config.py and edit it, or name another by --config"
         raise SettingsError([f"no configuration file {path}: {advice}"]) from None
+    except IsADirectoryError as error:
+        raise SettingsError([f"cannot read {path} ({error.strerror}): name a file"]) from None
     except OSError as error:
         raise SettingsError([f"cannot read {path} ({error.strerror}): make it readable for this user"]) from None
     names: dict[str, Any] = {"__file__": str(path)}
@@ -151,8 +152,10 @@ def _shown(name: str, value: Any) -> str:
 
 def _contradictions(good: Mapping[str, Any]) -> list[str]:
     problems = []
+    if "extra_jobs" not in good:
+        return []
     known = {"daily", "weekly", *(name.strip().casefold() for name in good.get("policies", {}))}
-    for job, name in good.get("extra_jobs", {}).items():
+    for job, name in good["extra_jobs"].items():
         if name.strip().casefold() not in known:
             problems.append(f"extra_jobs = {{{job!r}: {name!r}}}: expected Daily, Weekly or a name from policies")
     return problems
@@ -214,7 +217,7 @@ def _mode(value: Any) -> int:
 
 
 def _url(value: Any) -> str:
-    if not isinstance(value, str) or not re.match(r"(?:postgres(?:ql)?(?:\+psycopg2)?|sqlite)://", value):
+    if not isinstance(value, str) or not re.match(r"postgres(?:ql)?(?:\+psycopg2)?://|sqlite:///.", value):
         raise ValueError("expected a SQLAlchemy URL that begins with postgresql:// or sqlite:///")
     return re.sub(r"^postgres:", "postgresql:", value)
 

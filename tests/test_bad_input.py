@@ -465,7 +465,7 @@ def test_a_port_that_accepts_and_says_nothing(site: Site) -> None:
         site.config(mydb_admin_port=port, connect_timeout=1)
         begin = time.monotonic()
         said = failure(site)
-        assert 2 <= time.monotonic() - begin < 15, "two audits, of one second or a little more each"
+        assert 1.9 < time.monotonic() - begin < 15, "two audits, of one second or a little more each"
     assert "no answer within connect_timeout" in said
     assert "check container_host, mydb_admin_port and the firewall" in said
 

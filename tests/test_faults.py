@@ -32,7 +32,8 @@ import pytest
 from sqlalchemy import text
 
 import admin_db
-from tests.builders import TOP, Result, Site, parse_samples, series
+from models import ContainerRow, ContainerState
+from tests.builders import TOP, Result, Site, document, parse_samples, series
 from tests.postgres import ADMIN_USER, HOST, Database, Server
 
 SLACK = 6.0
@@ -57,13 +58,18 @@ NAMES = [
 
 def fill(site: Site, containers: int = 12) -> None:
     """Containers whose backups are fine, by the server's clock."""
-    now = site.clock()
-    for number in range(containers):
-        name = NAMES[number] if number < len(NAMES) else f"container-{number}"
-        c_id = site.container(name, created=now - timedelta(days=100))
-        for days in range(3):
-            started = now - timedelta(days=days, hours=10, minutes=number)
-            site.run(c_id, started, started + timedelta(minutes=20 + number))
+    now = site.clock().replace(tzinfo=None)
+    names = [*NAMES, *(f"container-{number}" for number in range(len(NAMES), containers))]
+    with site.session() as session:
+        for c_id, name in enumerate(names[:containers], 1):
+            session.add(ContainerRow(id=c_id, name=name, data=document(name), ts=now - timedelta(days=100)))
+            session.add(ContainerState(c_id=c_id, name=name, state="running", ts=now))
+            for days in range(3):
+                started = now - timedelta(days=days, hours=10, minutes=c_id)
+                moments = {"start": started, "end": started + timedelta(minutes=20 + c_id)}
+                for state, moment in moments.items():
+                    admin_db.log_backup(session, c_id, name, state, f"{started:%Y%m%d-%H:%M:%S}", moment)
+            site.names[c_id] = name
     site.config()
 
 
@@ -450,9 +456,7 @@ def test_a_device_that_is_full_as_output(site: Site) -> None:
     assert not Path("/dev/full").is_file()
 
 
-@pytest.mark.parametrize(
-    "argv", [("-v",), ("--json",), ("--output", "-"), ("--history", "30"), ("sales",)], ids=" ".join
-)
+@pytest.mark.parametrize("argv", [("-v",), ("--output", "-"), ("--history", "30")], ids=" ".join)
 def test_a_report_that_cannot_be_printed_is_an_audit_that_was_not_done(site: Site, argv: tuple[str, ...]) -> None:
     published(site)
     with open("/dev/full", "w") as full:
@@ -668,7 +672,9 @@ def test_a_second_signal_while_the_first_is_obeyed(site: Site, how: signal.Signa
         audit.program.send_signal(how)
         audit.reach(2)  # the run file is about to tell of the failure
         result = audit.stop(how)
-    assert_not_done(site, result, good, told=False)
+    lines = result.err.splitlines(keepends=True)
+    assert len(set(lines)) == 1, "it may say the same of both signals"
+    assert_not_done(site, Result(result.status, result.out, lines[0]), good, told=False)
 
 
 @both_signals
@@ -688,6 +694,7 @@ class Reader:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._families = {path: families(path.read_bytes()) for path in (site.textfile, site.runfile)}
         self._seen: dict[Path, set[bytes]] = {site.textfile: set(), site.runfile: set()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._read)
@@ -712,17 +719,25 @@ class Reader:
     def assert_whole(self, containers: int) -> int:
         """Every content was a whole audit; gives back how many different ones there were."""
         assert self._problem is None, "the files are always there"
+        for path, contents in self._seen.items():
+            for content in contents:
+                assert content.endswith(b"\n")
+                assert families(content) == self._families[path]
+                parse_samples(content.decode("utf-8"))
         audits = self._seen[self._site.textfile]
         for content in audits:
             samples = parse_samples(content.decode("utf-8"))
             assert samples[series("mydb_backup_containers", status="ok")] == containers
-            assert content.splitlines()[-1].startswith(b"mydb_backup_audit_timestamp_seconds ")
-            assert content.endswith(b"\n")
-        for content in self._seen[self._site.runfile]:
-            samples = parse_samples(content.decode("utf-8"))
-            assert series("mydb_backup_audit_success") in samples
-            assert content.splitlines()[-1].startswith(b"mydb_backup_audit_info{")
+            assert sum(metric == "mydb_backup_status" for metric, _ in samples) == containers
         return len(audits)
+
+
+def families(exposition: bytes) -> list[bytes]:
+    """The families of an exposition that has at least one sample of its last one."""
+    lines = exposition.splitlines()
+    found = [line.split()[2] for line in lines if line.startswith(b"# TYPE ")]
+    assert lines[-1].startswith(found[-1])
+    return found
 
 
 def start(site: Site, *argv: str) -> subprocess.Popen[bytes]:
@@ -939,7 +954,7 @@ READ_AS: dict[str, Callable[[bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("client_encoding", [None, "UTF8", "LATIN1"])
+@pytest.mark.parametrize("client_encoding", [None, "LATIN1"])
 @pytest.mark.parametrize("encoding", READ_AS)
 def test_names_of_any_bytes(
     postgres: Server,

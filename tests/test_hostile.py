@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from tests.postgres import clear
 from tests.test_faults import relayed
 
 AT = NOW.isoformat()
-PATIENCE = 10.0
+PATIENCE = 3.0
 """Seconds that one command may take about a handful of rows; it takes a small part of one."""
 
 # --- What a site may hold -------------------------------------------------------------------------------
@@ -208,11 +209,10 @@ def put_in(site: Site, hostile: Hostile) -> dict[str, str]:
 
 OUR_COLOURS = re.compile(r"\x1b\[(?:0|32|33|31;1)m")
 COMMANDS: list[tuple[str, ...]] = [
-    ("-v",),
+    ("-v", "--debug"),
     ("--json",),
     ("--history", "30"),
     ("--history", "30", "--json"),
-    ("--debug",),
 ]
 
 
@@ -222,11 +222,11 @@ def bad_characters(out: str) -> list[str]:
 
 
 def check_outputs(site: Site, names: dict[str, str]) -> str:
-    """Run every command that prints for people, on a terminal and to a pipe; gives back all that came out."""
+    """Run every command that prints for people, on a terminal; gives back all that came out."""
     c_ids = tuple(names)
     heard = ""
-    for terminal, argv in itertools.product((True, False), [*COMMANDS, c_ids, ("--json", *c_ids)]):
-        result = site.audit(*argv, "--at", AT, terminal=terminal)
+    for argv in [*COMMANDS, c_ids, ("--json", *c_ids)]:
+        result = site.audit(*argv, "--at", AT, terminal=True)
         assert result.status in (0, 1, 2), (argv, result)
         assert result.err == ""
         assert bad_characters(result.out) == [], argv
@@ -325,7 +325,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(hostile=hostile_sites(nul=True))
 @example(hostile=NOTABLE)
-@settings(property_settings, max_examples=60)
+@settings(property_settings, max_examples=25)
 @pytest.mark.usefixtures("terminal")
 def test_anything_in_sqlite(sqlite_site: Site, hostile: Hostile) -> None:
     with sqlite_site.session() as session:
@@ -340,7 +340,7 @@ def test_anything_in_sqlite(sqlite_site: Site, hostile: Hostile) -> None:
 
 
 @given(hostile=hostile_sites(nul=False))
-@settings(property_settings, max_examples=12)
+@settings(property_settings, max_examples=8)
 @pytest.mark.usefixtures("terminal")
 def test_anything_in_postgresql(site: Site, hostile: Hostile) -> None:
     assert site.database
@@ -382,14 +382,14 @@ def test_what_is_meant_for_programs_is_harmless_on_a_terminal(sqlite_site: Site,
     assert "\x07" not in shown.out
 
 
-@pytest.mark.parametrize("argv", [("sales",), (f"nobody{OBEYED}",)], ids=["from the database", "as typed"])
+@pytest.mark.parametrize("word", ["sales2", "nobody\x1b[2J"], ids=["from the database", "as typed"])
 @pytest.mark.usefixtures("terminal")
-def test_a_traceback_is_harmless(sqlite_site: Site, argv: tuple[str, ...]) -> None:
-    sqlite_site.container(f"sales{OBEYED}")
-    result = sqlite_site.audit("--debug", *argv, terminal=True)
+def test_a_traceback_is_harmless(sqlite_site: Site, word: str) -> None:
+    sqlite_site.container("sales\x1b[2J")
+    result = sqlite_site.audit("--debug", word, terminal=True)
     assert result.status == 3
     assert "Traceback" in result.err
-    assert "did you mean sales" in result.err or "nobody" in result.err
+    assert ("did you mean sales" in result.err) == (word == "sales2")
     assert bad_characters(result.err) == []
 
 
@@ -414,38 +414,31 @@ def test_a_traceback_shows_no_password(site: Site) -> None:
 # --- Text that is long ----------------------------------------------------------------------------------
 
 
-def repeated(piece: str) -> str:
-    return (piece * 2000)[:2000]
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Ends the test when it takes longer; a regular expression at work can be interrupted."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        pytest.fail(f"it takes more than {seconds} seconds", pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-LONG = [
-    "a",
-    "-",
-    "_",
-    "9",
-    ".",
-    " x",
-    "pass",
-    "password",
-    "secret_",
-    "pwd-",
-    "error",
-    "a.error",
-    "://a:",
-    "\"'",
-    "a: ",
-    " \t",
-    "\x1b[",
-]
+LONG = ["a", "-", ".", " x", "pass", "secret_", "pwd-", "error", "a.error", "://a:", "\"'", "a: ", "a=", " \t"]
 
 
 @pytest.mark.parametrize("piece", LONG, ids=ascii)
 def test_long_text_takes_no_long_time(sqlite_site: Site, piece: str) -> None:
-    text = repeated(piece)
+    text = (piece * 2000)[:2000]
     c_id = sqlite_site.container(text, owner=text, contact=text, state=text, engine=text)
     sqlite_site.run(c_id, "2026-03-13 18:07", "2026-03-13 18:30", error=f"{text}!", type=text, backup_id=text)
     sqlite_site.run(c_id, "2026-03-12 18:07", "2026-03-12 18:30", error=f"pg_dump: error: {text}", message=text)
-    begun = time.monotonic()
-    for argv in (("-v",), (str(c_id),), ("--json", str(c_id)), ("--history", "30")):
-        assert sqlite_site.audit(*argv, "--at", AT).status in (0, 2)
-    assert time.monotonic() - begun < PATIENCE
+    with no_longer_than(PATIENCE):
+        for argv in (("-v",), (str(c_id),), ("--json", str(c_id)), ("--history", "30")):
+            assert sqlite_site.audit(*argv, "--at", AT).status in (0, 2)
