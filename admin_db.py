@@ -985,7 +985,9 @@ def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool
     # "+0 days" makes SQLite count the days anew: alone it would let the 30th of February pass
     is_date = func.strftime("%Y-%m-%d %H:%M:%S", func.substr(text, 1, 19), "+0 days") == func.substr(text, 1, 19)
     is_fraction = or_(fraction == "", and_(fraction.op("GLOB")(".[0-9]*"), fraction.op("NOT GLOB")("?*[^0-9]*")))
-    return func.coalesce(and_(is_date, is_fraction, func.length(text) <= 26, text.between("1900", "9000")), false())
+    return func.coalesce(
+        and_(is_date, is_fraction, func.length(text) <= 26, func.substr(text, 1, 4).between("1900", "8999")), false()
+    )
 
 
 def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[int]:

@@ -836,7 +836,14 @@ STARTS = {
     "cron without HOME, umask 027, odd zone": Start(0o027, {**CRON, "TZ": "Pacific/Chatham"}),
     "LC_ALL=C, TERM=dumb, umask 000": Start(0o000, {**CRON, "LC_ALL": "C", "TERM": "dumb", "TZ": "XYZ-25:59:59"}),
     "POSIX and nothing but ASCII": Start(
-        0o022, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": ":no/such/zone"}
+        0o022,
+        {
+            "LC_ALL": "POSIX",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "TZ": ":no/zone",
+            "PGCLIENTENCODING": "SQL_ASCII",
+        },
     ),
     "a locale and a HOME that do not exist": Start(
         0o077, {"LC_ALL": "xx_YY.KOI9", "HOME": "/nonexistent", "TZ": "", "TERM": ""}
@@ -852,8 +859,6 @@ STARTS = {
             "PGCONNECT_TIMEOUT": "0",
         },
     ),
-    "another client encoding": Start(0o022, {"PGCLIENTENCODING": "SQL_ASCII", "TZ": "Etc/GMT+12"}),
-    "stdin closed": Start(0o077, {}, "<&-"),
     "stdin and stdout closed": Start(0o077, CRON, "<&- >&-"),
     "stdin, stdout and stderr closed": Start(0o000, CRON, "<&- >&- 2>&-"),
     "all into a full device": Start(0o022, CRON, "</dev/null 2>/dev/full"),

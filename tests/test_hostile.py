@@ -325,7 +325,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(hostile=hostile_sites(nul=True))
 @example(hostile=NOTABLE)
-@settings(property_settings, max_examples=25)
+@settings(property_settings, max_examples=20)
 @pytest.mark.usefixtures("terminal")
 def test_anything_in_sqlite(sqlite_site: Site, hostile: Hostile) -> None:
     with sqlite_site.session() as session:
