@@ -204,7 +204,8 @@ def _run(options: argparse.Namespace, started: float) -> _Result:
 
 def _complain(options: argparse.Namespace, *problems: str) -> int:
     if options.debug and sys.exc_info()[0] is not None:
-        traceback.print_exc()
+        lines = traceback.format_exc().splitlines()
+        print(*(report.spell_out(report.mask(line)) for line in lines), sep="\n", file=sys.stderr)
     with contextlib.suppress(OSError):  # the run file must still be written where nobody listens
         for problem in problems:
             print(f"backup_audit: {report.clean(problem)}", file=sys.stderr)
@@ -234,7 +235,7 @@ def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) 
     if content:
         content = metrics.exposition(metrics.past_families(audit)) + content
     if options.output == "-":
-        return audit.severity, content.decode().removesuffix("\n").split("\n")
+        return audit.severity, _for_programs(content.decode().removesuffix("\n").split("\n"))
     if content:
         _write(Path(options.output) if options.output else settings.prometheus_file, settings.textfile_mode, content)
     database = admin_db.describe(engine)
@@ -336,7 +337,7 @@ def _history(settings: Settings, options: argparse.Namespace) -> _Result:
     if options.quiet:
         return 0, ()
     if options.csv:
-        return 0, report.history_csv(coverages)
+        return 0, _for_programs(report.history_csv(coverages))
     if options.json:
         return 0, [report.history_json(coverages, start, site.now)]
     return 0, report.history_table(coverages, start, site.now, _style(settings), database)
@@ -433,6 +434,11 @@ def _write_run_file(record: _RunRecord, started: float) -> None:
     assert record.prometheus_file
     families = metrics.run_families(record.success, time.time(), time.monotonic() - started, record.clock_skew, VERSION)
     _write(metrics.run_file(record.prometheus_file), record.mode, metrics.exposition(families))
+
+
+def _for_programs(lines: Iterable[str]) -> Iterable[str]:
+    """What is meant for programs, byte for byte; but a terminal must not obey what is in it."""
+    return (report.spell_out(line.rstrip("\r")) for line in lines) if _is_terminal() else lines
 
 
 def _is_terminal() -> bool:

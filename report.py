@@ -72,8 +72,12 @@ class Style:
 
 def clean(text: str | None) -> str:
     """Text on one line, with passwords masked and everything that a terminal might obey spelt out."""
-    line = mask(" ".join((text or "").split()))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return spell_out(mask(" ".join((text or "").split())))
+
+
+def spell_out(text: str) -> str:
+    """Text in which everything that a terminal might obey is spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def mask(text: str) -> str:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, event
 from sqlalchemy.orm import Session
@@ -297,7 +297,9 @@ def empty(session: Session) -> None:
 
 
 property_settings = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    phases=set(Phase) - {Phase.shrink, Phase.explain},  # the sites are small; shrinking would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NOTABLE = Hostile(
     [
