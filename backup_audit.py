@@ -538,8 +538,8 @@ def _probe_folder(path: Path) -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for impatient in (signal.SIGINT, signal.SIGTERM):  # once is enough: the run file is still to be written
-        signal.signal(impatient, signal.SIG_IGN)
+    for again in (signal.SIGINT, signal.SIGTERM):  # the run file is being written: the impatient end even that
+        signal.signal(again, lambda *_: sys.exit(NOT_DONE))
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
