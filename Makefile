@@ -31,10 +31,10 @@ demo: $(RUNTIME)  ## build a small admin database and audit it
 	@echo 'Your Grafana:    Dashboards, New, Import, monitoring/dashboard.json (monitoring/README.md tells more)'
 
 test: $(DEV)  ## run the tests, on PostgreSQL servers that they start themselves
-	$(BIN)/python -m $(PYTEST)
+	$(BIN)/python -m $(PYTEST) -n 2 --dist loadfile
 
 test-lowest: $(LOWEST)/.installed  ## test data layer, metrics, demo and history with the oldest versions allowed
-	$(LOWEST)/bin/python -m $(PYTEST) tests/test_admin_db.py tests/test_metrics.py tests/test_demo.py tests/test_history.py -m 'not slow'
+	$(LOWEST)/bin/python -m $(PYTEST) -n 2 --dist loadfile tests/test_admin_db.py tests/test_metrics.py tests/test_demo.py tests/test_history.py -m 'not slow'
 
 lint: $(DEV)  ## check style and types
 	$(BIN)/ruff check .

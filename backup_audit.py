@@ -199,6 +199,10 @@ def _run(options: argparse.Namespace, started: float) -> _Result:
             _write_run_file(record, started)
         except NotDone as error:
             status = _complain(options, str(error)) if record.success else NOT_DONE
+        except KeyboardInterrupt as error:
+            status, lines = _complain(options, _describe(error)) if record.success else NOT_DONE, ()
+            record.success = False
+            _write_run_file(record, started)
     return status, lines
 
 
@@ -538,8 +542,14 @@ def _probe_folder(path: Path) -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for again in (signal.SIGINT, signal.SIGTERM):  # the run file is being written: the impatient end even that
-        signal.signal(again, lambda *_: sys.exit(NOT_DONE))
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, _stop_again)
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _stop_again(number: int, frame: FrameType | None) -> NoReturn:
+    for again in (signal.SIGINT, signal.SIGTERM):  # the rest is short, and has to be done
+        signal.signal(again, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
