@@ -442,7 +442,9 @@ def _write_run_file(record: _RunRecord, started: float) -> None:
 
 def _for_programs(lines: Iterable[str]) -> Iterable[str]:
     """What is meant for programs, byte for byte; but a terminal must not obey what is in it."""
-    return (report.spell_out(line.rstrip("\r")) for line in lines) if _is_terminal() else lines
+    if not _is_terminal():
+        return lines
+    return (report.spell_out(line.removesuffix("\r")) + "\r" * line.endswith("\r") for line in lines)
 
 
 def _is_terminal() -> bool:
