@@ -14,13 +14,15 @@ import os
 import re
 import select as select_
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
-from itertools import compress
+from itertools import chain, compress, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -527,15 +529,20 @@ def _delete(session: Session, statement: Delete) -> bool:
 
 RECENT_DAYS = 10
 """The least that the recent part of the log covers: a Weekly promise looks eight days back."""
-DAILY_REACH = timedelta(days=3)
-"""How far back the recent part is read for containers whose backups are due within two days."""
+DAILY_REACH = timedelta(days=2)
+"""How far back the recent part is read for containers whose backups are due within a day."""
 SMALL_LOG = 20_000
 """A log of so few ids is always read whole."""
+BATCH = 2000
+"""So many rows of a long answer are fetched at a time."""
 PROBES = 64
 PROBE_ROWS = 16
 
 PAST_MARGIN = timedelta(days=3)
 """A run longer than this is not recognised when it straddles the beginning of a period."""
+
+CLOCK_CHANGE = timedelta(hours=2)
+"""More than clocks are ever set by: later local times may be earlier moments within so much."""
 
 _SEPARATOR = "\x1e"  # between the messages of a run; inside of a message it becomes a blank
 _CONTAINERS = ContainerRow.__table__.c
@@ -543,7 +550,8 @@ _STATES = ContainerState.__table__.c
 _LOG = BackupLog.__table__.c
 _LOG_COLUMNS = (_LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.err_msg, _LOG.ts)
 
-_Key = tuple[int | None, str | None]
+Key = tuple[int | None, str | None]
+"""What ties a container to its log rows: `c_id`, and with `c_id` 0 (site-wide jobs) or without also the name."""
 
 
 @dataclass(frozen=True)
@@ -561,66 +569,81 @@ class Site:
     containers: list[Container]
 
 
-@dataclass(frozen=True)
 class Log:
     """A part of the backup log: its runs, and what was ignored in it."""
 
-    runs: Mapping[_Key, list[Run]]
-    malformed: int = 0
-    future: int = 0
-    newest: datetime | None = None
-    """The newest row that is not in the future, of any container."""
-    whole: bool = False
-    """Whether this is the whole log."""
+    def __init__(
+        self,
+        rows: Iterable[Sequence[Any]],
+        rules: Rules,
+        *,
+        malformed: int = 0,
+        future: int = 0,
+        newest: datetime | None = None,
+        whole: bool = True,
+    ) -> None:
+        self._rules = rules
+        self._errors = _Errors(rules.error_pattern)
+        self._rows: dict[Key, list[Sequence[Any]]] = {}
+        for row in rows:
+            self._rows.setdefault((row[0], row[1]), []).append(row)
+        self.malformed = malformed
+        self.future = future
+        self.newest = newest
+        """The newest row that is not in the future, of any container."""
+        self.whole = whole
+        """Whether this is the whole log."""
 
     def of(self, container: Container) -> list[Run]:
         """The runs of one container, in any order."""
-        return self.runs.get(_key(container), [])
+        return [self._to_run(row) for row in self._rows.get(key_of(container), ())]
+
+    def _to_run(self, row: Sequence[Any]) -> Run:
+        _, _, backup_id, kind, start, end, messages, *_ = row
+        started = utc_from_local(end if start is None else start, self._rules.zone)
+        ended = None if end is None else utc_from_local(end, self._rules.zone, not_before=started)
+        return Run(backup_id, kind or "", started, ended, self._errors[messages], start is not None)
 
 
-def _key(container: Container) -> _Key:
-    """What ties a container to its log rows: `c_id`, and below `c_id` 0 (site-wide jobs) also the name."""
-    return container.c_id, container.name if container.c_id == 0 else None
+def key_of(container: Container) -> Key:
+    """The key of a container's rows."""
+    return container.c_id, None if container.c_id else container.name
 
 
-class PastLog:
-    """The runs of many containers over a longer period; a container's are unpacked when they are asked for."""
+class _Briefing:
+    """Turns groups of alike runs, as `AuditReader.past` reads them, into one container's `Past`."""
 
-    def __init__(self, rows: Iterable[Sequence[Any]], since: datetime, rules: Rules) -> None:
+    def __init__(self, since: datetime, rules: Rules) -> None:
         self._since = microseconds(since)
         self._clock = None if rules.zone is UTC else _LocalClock(rules.zone)
-        self._errors = _Errors(rules.error_pattern)
-        self._groups: dict[_Key, list[tuple[str | None, bool, str, str | None]]] = {}
-        for c_id, job, messages, unended, moments, ids in rows:
-            self._groups.setdefault((c_id, job), []).append((messages, unended, moments, ids))
+        self._pattern = rules.error_pattern
 
-    def of(self, container: Container) -> Past:
-        """The runs of one container that started in the period, in brief."""
-        past = Past()
-        for messages, unended, moments, ids in self._groups.get(_key(container), ()):
-            numbers = list(map(int, moments.split()))
-            starts, ends = (numbers, [0] * len(numbers)) if unended else (numbers[::2], numbers[1::2])
-            names = [""] * len(starts) if ids is None else ids.split(_SEPARATOR)
-            if self._clock is not None:
-                ends = [end and self._clock.utc(end, start) for start, end in zip(starts, ends, strict=True)]
-                starts = [self._clock.utc(start) for start in starts]
-            if starts and min(starts) < self._since:
-                within = [start >= self._since for start in starts]
-                starts, ends = list(compress(starts, within)), list(compress(ends, within))
-                names = list(compress(names, within))
-            if unended or self._errors[messages] is not None:
-                past.other_starts.extend(starts)
-                past.other_ends.extend(ends)
-                past.other_ids.extend(names)
-            else:
-                past.starts.extend(starts)
-                past.ends.extend(ends)
-                past.ids.extend(names)
-        return past
+    def past(self, groups: Sequence[Sequence[Any]]) -> Past:
+        """The runs of one container that started in the period."""
+        said = [row[2] for row in groups if row[2]]
+        failed = said and self._reports_error(_SEPARATOR.join(said))
+        others = [row for row in groups if row[3] or (failed and self._reports_error(row[2]))]
+        good = [row for row in groups if row not in others] if others else groups
+        return Past(*self._unpack(good), *self._unpack(others))
 
-    def c_ids(self) -> set[int]:
-        """The containers that the log knows in this period."""
-        return {c_id for c_id, _ in self._groups if c_id}
+    def _reports_error(self, messages: str | None) -> bool:
+        return messages is not None and find_error(messages.split(_SEPARATOR), self._pattern) is not None
+
+    def _unpack(self, groups: Sequence[Sequence[Any]]) -> tuple[list[int], list[int], list[str]]:
+        """The starts, the ends (0 if unknown) and the backup_ids, if they were asked for."""
+        if not groups:
+            return [], [], []
+        numbers = list(map(int, " ".join([row[4] for row in groups]).split()))
+        starts, ends = numbers[::2], numbers[1::2]
+        with_ids = groups[0][5] is not None
+        ids = _SEPARATOR.join([row[5] for row in groups]).split(_SEPARATOR) if with_ids else [""] * len(starts)
+        if self._clock is not None:
+            ends = [end and self._clock.utc(end, start) for start, end in zip(starts, ends, strict=True)]
+            starts = [self._clock.utc(start) for start in starts]
+        if min(starts) < self._since:
+            within = [start >= self._since for start in starts]
+            return list(compress(starts, within)), list(compress(ends, within)), list(compress(ids, within))
+        return starts, ends, ids
 
 
 class _LocalClock:
@@ -651,7 +674,10 @@ class _LocalClock:
 
 
 class AuditReader:
-    """The audit's reads, on one session and about one moment; each method is one statement."""
+    """The audit's reads, on one session and about one moment; each method is one statement.
+
+    Threads may call them: they take turns.
+    """
 
     def __init__(self, session: Session, rules: Rules, at: datetime | None = None) -> None:
         """`at` (aware UTC) takes the place of the server's clock; rows after it are unseen."""
@@ -659,6 +685,7 @@ class AuditReader:
         self._session = session
         self._rules = rules
         self._postgres = session.connection().dialect.name == "postgresql"
+        self._turn = threading.Lock()
 
     def site(self, past: timedelta = timedelta(0)) -> Site:
         """Read the clock, the containers, and where in the log its recent part and a longer past begin."""
@@ -667,7 +694,7 @@ class AuditReader:
         states = _with_documents(active, _STATES.id, _STATES.c_id, self._postgres).subquery("states")
         query = select(facts, states.c.row_id, *_container_columns(states, self._postgres))
         query = query.select_from(facts.outerjoin(states, true())).order_by(states.c.row_id)
-        rows = self._session.connection().execute(query).all()
+        rows = self._all(query)
         now, newest, first, last, *floors = rows[0][:6]
         containers = {}
         for row in rows:
@@ -683,19 +710,19 @@ class AuditReader:
             containers=list(containers.values()),
         )
 
-    def deleted(self, c_ids: Iterable[int]) -> list[Container]:
-        """Read those of these containers that are not active any more."""
+    def deleted(self, site: Site, since: datetime) -> list[Container]:
+        """Read those containers that are not active any more, and were logged since a moment."""
         gone = ContainerRow.__table__.outerjoin(ContainerState.__table__, _CONTAINERS.id == _STATES.c_id)
         rows = _with_documents(gone, _CONTAINERS.id, _CONTAINERS.id, self._postgres)
-        rows = rows.where(_STATES.id.is_(None), _CONTAINERS.id.in_(_inline(c_ids)))
+        logged = select(_LOG.c_id).where(self._in_past(site, since))
+        rows = rows.where(_STATES.id.is_(None), _CONTAINERS.id.in_(logged))
         query = select(*_container_columns(rows.subquery("gone"), self._postgres))
-        found = self._session.connection().execute(query).all()
-        return [replace(_to_container(row), state="deleted") for row in found]
+        return [replace(_to_container(row), state="deleted") for row in self._all(query)]
 
     def recent(self, site: Site) -> Log:
         """Read the recent part of the log: its runs, and what is ignored in it.
 
-        Of containers whose backups are due within two days, only the runs of the last three days in which
+        Of containers whose backups are due within a day, only the runs of the last two days in which
         anything was logged are read.
         """
         above: ColumnElement[bool] = true() if site.floor is None else _LOG.id > site.floor
@@ -707,11 +734,12 @@ class AuditReader:
             wanted = or_(_LOG.ts >= since, _LOG.c_id == 0, _LOG.c_id.in_(_inline(patient)))
         facts = select(*self._ignored(site.now)).where(above).subquery("facts")
         runs = _runs(_LOG, and_(above, wanted, self._seen(_LOG, site.now))).subquery("runs")
-        query = select(facts, runs).select_from(facts.outerjoin(runs, true()))
-        rows = self._session.connection().execute(query).all()
-        malformed, future, newest = rows[0][:3]
+        query = select(runs, facts).select_from(facts.outerjoin(runs, true()))
+        rows = self._all(query)
+        malformed, future, newest = rows[0][-3:]
         return Log(
-            runs=self._to_runs(row[3:] for row in rows if row[5] is not None),
+            rows if rows[0].backup_id is not None else (),
+            self._rules,
             malformed=malformed,
             future=future,
             newest=newest and utc_from_local(newest, self._rules.zone),
@@ -754,29 +782,43 @@ class AuditReader:
         """Read every run of some containers."""
         return self._stream(_runs(_LOG, and_(_of(_LOG, containers), self._seen(_LOG, now))))
 
-    def past(self, site: Site, since: datetime, with_ids: bool = False) -> PastLog:
-        """Read in brief all runs that started since a moment; with `with_ids` also their backup_ids.
+    def past(self, site: Site, since: datetime, with_ids: bool = False) -> Iterator[tuple[Key, Past]]:
+        """Read in brief all runs that started since a moment, container by container; with `with_ids` also
+        their backup_ids.
 
         Grouped on the server: alike runs of a container arrive as one row. `site` must have been read with
         a past as long as this.
         """
+        runs = _runs(_LOG, self._in_past(site, since)).subquery("runs")
+        started = func.coalesce(runs.c.started, runs.c.ended)
+        # an end without a start tells nothing of the duration
+        ended = case((runs.c.started.is_(None), 0), else_=func.coalesce(_microseconds(runs.c.ended, self._postgres), 0))
+        moments = sql_cast(_microseconds(started, self._postgres), Text) + " " + sql_cast(ended, Text)
+        ids = func.aggregate_strings(func.replace(runs.c.backup_id, _SEPARATOR, " "), _SEPARATOR)
+        alike = (runs.c.c_id, runs.c.job, runs.c.messages, runs.c.ended.is_(None).label("unended"))
+        query = select(*alike, func.aggregate_strings(moments, " "), ids if with_ids else null()).group_by(*alike)
+        query = query.where(started >= last_local(since, self._rules.zone) - CLOCK_CHANGE)
+        query = query.order_by(runs.c.c_id, runs.c.job)
+        briefing = _Briefing(since, self._rules)
+        with self._turn:
+            # no server-side cursor: for those PostgreSQL plans no parallel query
+            batches = self._session.connection().execute(query).partitions(BATCH)
+            for key, groups in groupby(chain.from_iterable(batches), itemgetter(0, 1)):
+                yield key, briefing.past(list(groups))
+
+    def _in_past(self, site: Site, since: datetime) -> ColumnElement[bool]:
         above: ColumnElement[bool] = true() if site.past_floor is None else _LOG.id > site.past_floor
         # a run that began before the period and ended in it must be seen to have done so
         recent = _LOG.ts >= last_local(since - PAST_MARGIN, self._rules.zone)
-        runs = _runs(_LOG, and_(above, recent, self._seen(_LOG, site.now))).subquery("runs")
-        unended = runs.c.ended.is_(None).label("unended")
-        started = func.coalesce(runs.c.started, runs.c.ended)
-        ended = case((runs.c.started.is_(None), 0), else_=_microseconds(runs.c.ended, self._postgres))
-        start = sql_cast(_microseconds(started, self._postgres), Text)
-        moments = case((unended, start), else_=start + " " + sql_cast(ended, Text))
-        ids = func.aggregate_strings(func.replace(runs.c.backup_id, _SEPARATOR, " "), _SEPARATOR)
-        alike = (runs.c.c_id, runs.c.job, runs.c.messages, unended)
-        query = select(*alike, func.aggregate_strings(moments, " "), ids if with_ids else null()).group_by(*alike)
-        return PastLog(self._session.connection().execute(query), since, self._rules)
+        return and_(above, recent, self._seen(_LOG, site.now))
+
+    def _all(self, query: Select[Any]) -> Sequence[Any]:
+        with self._turn:
+            return self._session.connection().execute(query).all()
 
     def _stream(self, query: Select[Any]) -> Log:
-        rows = self._session.connection().execute(query.execution_options(yield_per=1000))
-        return Log(runs=self._to_runs(rows), whole=True)
+        with self._turn:
+            return Log(self._session.connection().execute(query.execution_options(yield_per=BATCH)), self._rules)
 
     def _bound(self, now: datetime) -> datetime:
         """The last local time that is seen."""
@@ -793,16 +835,6 @@ class AuditReader:
         yield func.coalesce(func.sum(case((or_(sound, unseen), 0), else_=1)), 0).label("malformed")
         yield func.coalesce(func.sum(later), 0).label("future")
         yield func.max(case((self._seen(_LOG, now), _LOG.ts))).label("newest")
-
-    def _to_runs(self, rows: Iterable[Sequence[Any]]) -> dict[_Key, list[Run]]:
-        zone, errors = self._rules.zone, _Errors(self._rules.error_pattern)
-        runs: dict[_Key, list[Run]] = {}
-        for c_id, job, backup_id, kind, start, end, messages in rows:
-            started = utc_from_local(end if start is None else start, zone)
-            ended = None if end is None else utc_from_local(end, zone, not_before=started)
-            run = Run(backup_id, kind or "", started, ended, errors[messages], start is not None)
-            runs.setdefault((c_id, job), []).append(run)
-        return runs
 
 
 class _Errors(dict[str | None, str | None]):
@@ -957,11 +989,11 @@ def _floor(ends: CTE, clock: ColumnElement[datetime], reach: timedelta, name: st
 
 
 def _is_patient(container: Container, rules: Rules) -> bool:
-    """Whether more than the last three days of a container's log may be needed to call it fine."""
+    """Whether more than the last two days of a container's log may be needed to call it fine."""
     policy = known_policy(container.policy, rules)
     if policy is None or policy in ("Never", "Weekly"):
         return True
-    return rules.policies.get(policy, rules.window) > timedelta(days=2)
+    return rules.policies.get(policy, rules.window) > timedelta(days=1)
 
 
 def _inline(ids: Iterable[int | None]) -> BindParameter[Any]:
@@ -971,9 +1003,9 @@ def _inline(ids: Iterable[int | None]) -> BindParameter[Any]:
 
 def _of(log: Any, containers: Iterable[Container]) -> ColumnElement[bool]:
     """Whether a log row belongs to one of these containers."""
-    keys = [_key(container) for container in containers]
-    ids = _inline(c_id for c_id, job in keys if job is None and c_id is not None)
-    return or_(log.c_id.in_(ids), and_(log.c_id == 0, log.name.in_([job for _, job in keys if job is not None])))
+    keys = [key_of(container) for container in containers]
+    ids = _inline(c_id for c_id, _ in keys if c_id)
+    return or_(log.c_id.in_(ids), and_(log.c_id == 0, log.name.in_([job for c_id, job in keys if c_id == 0])))
 
 
 def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool]:

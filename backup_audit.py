@@ -37,9 +37,9 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -222,20 +222,21 @@ def _complain(options: argparse.Namespace, *problems: str) -> int:
 def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) -> _Result:
     """The full audit: read, judge, publish, report."""
     engine, rules = _engine(settings), settings.rules
-    period = timedelta(days=settings.history_days)
     content = b""
     with admin_db.audit_session(engine) as session, ThreadPoolExecutor(1) as pool:
         reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
         site = _read_site(reader, settings, record)
-        audit = judge_site(reader, site, settings)
-        past = pool.submit(reader.past, site, site.now - period) if period else None
-        if options.output or options.at is None:  # most of the textfile is made while the server groups the past
+        recent = reader.recent(site)
+        edges = _edges(site.now, settings)
+        # the server groups the past while the verdicts and most of the textfile are made
+        past = pool.submit(_recall, reader, site, edges, settings)
+        audit = judge_site(reader, site, recent, settings)
+        if options.output or options.at is None:
             content = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics))
-        if past:
-            edges = _edges(site.now - period, site.now, rules)
-            log = past.result()
-            verdicts = [_remember(verdict, log.of(verdict.container), edges) for verdict in audit.verdicts]
-            audit = replace(audit, verdicts=verdicts)
+        memories = past.result()
+    for verdict in audit.verdicts:
+        memory = memories.get(admin_db.key_of(verdict.container))
+        _remember(verdict, memory or _memory(verdict.container, Past(), edges, rules))
     if content:
         content = metrics.exposition(metrics.past_families(audit)) + content
     if options.output == "-":
@@ -262,10 +263,9 @@ def _read_site(reader: admin_db.AuditReader, settings: Settings, record: _RunRec
     return site
 
 
-def judge_site(reader: admin_db.AuditReader, site: admin_db.Site, settings: Settings) -> Audit:
+def judge_site(reader: admin_db.AuditReader, site: admin_db.Site, log: admin_db.Log, settings: Settings) -> Audit:
     """Judge every container, from the recent log where that is enough, else from the whole."""
     rules = settings.rules
-    log = reader.recent(site)
     verdicts = [judge(container, log.of(container), site.now, rules) for container in _audited(site, settings)]
     doubtful = [] if log.whole else [verdict for verdict in verdicts if not verdict.settled]
     if doubtful:
@@ -277,19 +277,43 @@ def judge_site(reader: admin_db.AuditReader, site: admin_db.Site, settings: Sett
     return Audit(site.now, verdicts, log.malformed, log.future, log.newest)
 
 
-def _edges(start: datetime, end: datetime, rules: Rules) -> dict[str, list[int]]:
-    """The slots of every policy."""
-    return {policy: history.slot_edges(policy, start, end, rules) for policy in ("Daily", "Weekly", *rules.policies)}
+_Edges = dict[str, list[int]]
+"""The edges of the slots of every policy."""
+
+_Memory = tuple["float | None", "timedelta | None"]
+"""What the past tells of a container: `Verdict.covered_ratio` and `Verdict.typical_duration`."""
 
 
-def _remember(verdict: Verdict, past: Past, edges: dict[str, list[int]]) -> Verdict:
-    typical = history.typical_duration(past)
+def _edges(now: datetime, settings: Settings) -> _Edges:
+    """The slots of the last `history_days`."""
+    start, rules = now - timedelta(days=settings.history_days), settings.rules
+    return {policy: history.slot_edges(policy, start, now, rules) for policy in ("Daily", "Weekly", *rules.policies)}
+
+
+def _recall(
+    reader: admin_db.AuditReader, site: admin_db.Site, edges: _Edges, settings: Settings
+) -> dict[admin_db.Key, _Memory]:
+    """What the past of the last `history_days` tells of every container that has any."""
+    if not settings.history_days:
+        return {}
+    containers = {admin_db.key_of(container): container for container in _audited(site, settings)}
+    pasts = reader.past(site, site.now - timedelta(days=settings.history_days))
+    return {key: _memory(containers[key], past, edges, settings.rules) for key, past in pasts if key in containers}
+
+
+def _memory(container: Container, past: Past, edges: _Edges, rules: Rules) -> _Memory:
+    policy = known_policy(container.policy, rules)
+    ratio = history.covered_ratio(container, past, edges[policy]) if policy in edges else None
+    return ratio, history.typical_duration(past)
+
+
+def _remember(verdict: Verdict, memory: _Memory) -> None:
+    """Add to a verdict what the past tells."""
+    verdict.covered_ratio, typical = memory
+    verdict.typical_duration = typical
     took = verdict.last_success.duration if verdict.last_success else None
-    note = None
     if history.suspiciously_short(took, typical):
-        note = f"took {report.span(took)}, typically {report.span(typical)}: check the dump"
-    ratio = history.covered_ratio(verdict.container, past, edges[verdict.policy]) if verdict.due else None
-    return replace(verdict, note=note, covered_ratio=ratio, typical_duration=typical)
+        verdict.note = f"took {report.span(took)}, typically {report.span(typical)}: check the dump"
 
 
 def _audited(site: admin_db.Site, settings: Settings) -> list[Container]:
@@ -307,12 +331,12 @@ def _details(settings: Settings, options: argparse.Namespace) -> _Result:
         site = reader.site()
         chosen = _choose(_audited(site, settings), options.containers)
         log = reader.runs(site.now, chosen)
-    start = site.now - timedelta(days=settings.history_days)
+    edges, start = _edges(site.now, settings), site.now - timedelta(days=settings.history_days)
     histories = [log.of(container) for container in chosen]
-    verdicts = [
-        _remember(judge(container, runs, site.now, rules), history.brief(runs, start), _edges(start, site.now, rules))
-        for container, runs in zip(chosen, histories, strict=True)
-    ]
+    verdicts = []
+    for container, runs in zip(chosen, histories, strict=True):
+        verdicts.append(judge(container, runs, site.now, rules))
+        _remember(verdicts[-1], _memory(container, history.brief(runs, start), edges, rules))
     audit = Audit(site.now, verdicts)
     if options.json:
         database = admin_db.describe(engine)
@@ -330,13 +354,13 @@ def _history(settings: Settings, options: argparse.Namespace) -> _Result:
         reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
         site = reader.site(days)
         start = site.now - days
-        log = reader.past(site, start, with_ids=options.csv)
-        containers = _audited(site, settings)
-        deleted = reader.deleted(log.c_ids()) if options.all else []
-    if options.containers:
-        containers = _choose(containers + deleted, options.containers)
-        deleted = [container for container in deleted if container in containers]
-    coverages = list(_cover(containers, deleted, log, start, site.now, rules))
+        deleted = reader.deleted(site, start) if options.all else []
+        gone = {container.c_id for container in deleted}
+        containers = [c for c in _audited(site, settings) if c.c_id not in gone] + deleted
+        if options.containers:
+            containers = _choose(containers, options.containers)
+        pasts = reader.past(site, start, with_ids=options.csv)
+        coverages = _cover(containers, gone, pasts, start, site.now, rules)
     database = admin_db.describe(engine)
     if options.quiet:
         return 0, ()
@@ -349,28 +373,30 @@ def _history(settings: Settings, options: argparse.Namespace) -> _Result:
 
 def _cover(
     containers: Iterable[Container],
-    deleted: Iterable[Container],
-    log: admin_db.PastLog,
+    gone: Collection[int | None],
+    pasts: Iterable[tuple[admin_db.Key, Past]],
     start: datetime,
     end: datetime,
     rules: Rules,
-) -> Iterator[Coverage]:
-    """The coverage of all that have a schedule; of deleted containers, up to their last log row."""
+) -> list[Coverage]:
+    """The coverage of all that have a schedule; of those that are gone, up to their last log row."""
     edges: dict[tuple[str, datetime], list[int]] = {}
-    gone = {container.c_id for container in deleted}
-    for container in (*(c for c in containers if c.c_id not in gone), *deleted):
-        policy = known_policy(container.policy, rules)
-        if policy is None or policy == "Never":
-            continue
-        past, until = log.of(container), end
+
+    def cover(container: Container, past: Past) -> Coverage:
+        policy, until = known_policy(container.policy, rules) or "", end
         if container.c_id in gone:
-            last = past.last_row()
-            if last is None:
-                continue
-            until = from_microseconds(last)
+            until = from_microseconds(past.last_row())
         if (policy, until) not in edges:
             edges[policy, until] = history.slot_edges(policy, start, until, rules)
-        yield history.cover(container, policy, past, edges[policy, until], start, until)
+        return history.cover(container, policy, past, edges[policy, until], start, until)
+
+    unscheduled = (None, "Never")
+    scheduled = {admin_db.key_of(c): c for c in containers if known_policy(c.policy, rules) not in unscheduled}
+    found = {key: cover(scheduled[key], past) for key, past in pasts if key in scheduled and past.last_row()}
+    for key, container in scheduled.items():
+        if key not in found and container.c_id not in gone:
+            found[key] = cover(container, Past())
+    return [found[key] for key in scheduled if key in found]
 
 
 def _choose(containers: list[Container], wanted: Iterable[str]) -> list[Container]:
@@ -571,4 +597,6 @@ def _prepare_process() -> None:
 
 if __name__ == "__main__":
     _prepare_process()
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # or the interpreter would look through all that is left, at its end
+    sys.exit(status)

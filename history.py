@@ -110,8 +110,8 @@ def covered_ratio(container: Container, past: Past, edges: list[int]) -> float |
     first, count = _first_slot(container, edges), len(edges) - 1
     if first >= count:
         return None
-    slots = {bisect_right(edges, start) - 1 for start in past.starts}
-    return sum(first <= slot < count for slot in slots) / (count - first)
+    covered = {bisect_right(edges, start) for start in past.starts}  # counted from 1
+    return len(covered.intersection(range(first + 1, count + 1))) / (count - first)
 
 
 def _first_slot(container: Container, edges: list[int]) -> int:

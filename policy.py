@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
 
@@ -150,9 +150,9 @@ class Past:
     other_ends: list[int] = field(default_factory=list)
     other_ids: list[str] = field(default_factory=list)
 
-    def last_row(self) -> int | None:
-        """The moment of the newest log row of these runs."""
-        return max((*self.starts, *self.ends, *self.other_starts, *self.other_ends), default=None)
+    def last_row(self) -> int:
+        """The moment of the newest log row of these runs; 0 without any."""
+        return max((*self.starts, *self.ends, *self.other_starts, *self.other_ends), default=0)
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,12 @@ class Container:
     """False if `containers` has no row of this container."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Verdict:
-    """Whether the backup that a container was promised exists."""
+    """Whether the backup that a container was promised exists.
+
+    `judge` decides; the last three fields are filled in by whoever also looks at the past.
+    """
 
     container: Container
     status: Status
@@ -327,23 +330,19 @@ def next_weekly_midnight(base: datetime, rules: Rules) -> datetime:
 
 
 _TROUBLE_STEMS = (
-    *("error", "exception", "fatal", "fail", "panic", "cannot", "can't", "can not", "couldn't", "could not", "errno"),
-    *("unable", "invalid", "denied", "refused", "no such", "not found", "no space", "memory", "killed", "abort"),
-    *("timeout", "time out", "timed", "traceback", "segmentation"),
+    *("err", "xcept", "fa", "panic", "can", "could", "unable", "invalid", "denied", "refused"),
+    *("no s", "not f", "killed", "abort", "out", "trac"),
 )
 """One of these is in every message that `DEFAULT_ERROR_PATTERN` finds; to look for them is much quicker."""
 
 
-def find_error(messages: Iterable[str], pattern: re.Pattern[str]) -> str | None:
-    """The first of a run's messages that reports an error, or None."""
-    for message in messages:
-        if pattern.pattern == DEFAULT_ERROR_PATTERN:
-            lower = message.lower()
-            if not any(stem in lower for stem in _TROUBLE_STEMS):
-                continue
-        if pattern.search(message):
-            return message
-    return None
+def find_error(messages: Sequence[str], pattern: re.Pattern[str]) -> str | None:
+    """The first of some messages that reports an error, or None."""
+    if pattern.pattern == DEFAULT_ERROR_PATTERN:
+        text = "\n".join(messages).lower()
+        if not any(map(text.__contains__, _TROUBLE_STEMS)):
+            return None
+    return next(filter(pattern.search, messages), None)
 
 
 def by_start(run: Run) -> tuple[datetime, str]:

@@ -112,7 +112,8 @@ def _bounded(site: Site) -> list[Verdict]:
     options = Settings(container_host="", prometheus_file=Path("x.prom"), history_days=0)
     with admin_db.audit_session(engine) as session:
         reader = admin_db.AuditReader(session, RULES, NOW)
-        return judge_site(reader, reader.site(), options).verdicts
+        site_ = reader.site()
+        return judge_site(reader, site_, reader.recent(site_), options).verdicts
 
 
 def _plain(site: Site, log: Log) -> list[Verdict]:
