@@ -635,8 +635,7 @@ class _Briefing:
             return [], [], []
         numbers = list(map(int, " ".join([row[4] for row in groups]).split()))
         starts, ends = numbers[::2], numbers[1::2]
-        with_ids = groups[0][5] is not None
-        ids = _SEPARATOR.join([row[5] for row in groups]).split(_SEPARATOR) if with_ids else [""] * len(starts)
+        ids = [] if groups[0][5] is None else _SEPARATOR.join([row[5] for row in groups]).split(_SEPARATOR)
         if self._clock is not None:
             ends = [end and self._clock.utc(end, start) for start, end in zip(starts, ends, strict=True)]
             starts = [self._clock.utc(start) for start in starts]
@@ -801,7 +800,9 @@ class AuditReader:
         query = query.order_by(runs.c.c_id, runs.c.job)
         briefing = _Briefing(since, self._rules)
         with self._turn:
-            # no server-side cursor: for those PostgreSQL plans no parallel query
+            # a server-side cursor spares memory, but PostgreSQL plans no parallel query for one
+            if with_ids:
+                query = query.execution_options(yield_per=BATCH)
             batches = self._session.connection().execute(query).partitions(BATCH)
             for key, groups in groupby(chain.from_iterable(batches), itemgetter(0, 1)):
                 yield key, briefing.past(list(groups))

@@ -36,7 +36,9 @@ class Coverage:
     outcomes: list[str]
     """`ok`, `failed`, `none` or `before` (the container was made), slot by slot."""
     runs: list[PastRun | None]
-    """For each slot the run that settles it: the last one that succeeded, else the last one."""
+    """For each slot the run that settles it: the last one that succeeded, else the last one. Only known if the
+    past came with the `backup_id`s.
+    """
     longest_gap: timedelta
     """The longest stretch without the start of a succeeded run."""
     median_duration: timedelta | None
@@ -52,10 +54,10 @@ class Coverage:
         """The slots in which a succeeded run started."""
         return self.outcomes.count(OK)
 
-    def bounds(self, slot: int) -> tuple[int, int]:
-        """Where a slot begins and ends, in microseconds: (begin, end], but [begin, end) for Weekly."""
+    def bounds(self) -> list[int]:
+        """Where the slots begin and end, in microseconds, for people: (begin, end], but [begin, end) for Weekly."""
         shift = 0 if self.policy == "Weekly" else 1
-        return self.edges[slot] - shift, self.edges[slot + 1] - shift
+        return [edge - shift for edge in self.edges]
 
     @property
     def ratio(self) -> float | None:
@@ -88,13 +90,17 @@ def cover(container: Container, policy: str, past: Past, edges: list[int], start
     count = len(edges) - 1
     runs: list[PastRun | None] = [None] * count
     outcomes = [NONE] * count
-    failed = zip(past.other_starts, past.other_ends, past.other_ids, strict=True)
-    succeeded = zip(past.starts, past.ends, past.ids, strict=True)
-    for outcome, group in ((FAILED, failed), (OK, succeeded)):
-        for run in sorted(group):
-            slot = bisect_right(edges, run[0]) - 1
+    for outcome, begins in ((FAILED, past.other_starts), (OK, past.starts)):
+        for begin in begins:
+            slot = bisect_right(edges, begin) - 1
             if 0 <= slot < count:
-                runs[slot], outcomes[slot] = run, outcome
+                outcomes[slot] = outcome
+    failed = zip(past.other_starts, past.other_ends, past.other_ids, strict=False)
+    succeeded = zip(past.starts, past.ends, past.ids, strict=False)
+    for run in (*sorted(failed), *sorted(succeeded)):
+        slot = bisect_right(edges, run[0]) - 1
+        if 0 <= slot < count:
+            runs[slot] = run
     first_slot = _first_slot(container, edges)
     for slot in range(min(first_slot, count)):
         runs[slot], outcomes[slot] = None, BEFORE

@@ -145,7 +145,7 @@ class Past:
     """Of the runs that succeeded; those that did not are in `other_starts` and so on."""
     ends: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    """The `backup_id`s, if they were asked for."""
+    """The `backup_id`s; empty if they were not asked for."""
     other_starts: list[int] = field(default_factory=list)
     other_ends: list[int] = field(default_factory=list)
     other_ids: list[str] = field(default_factory=list)
