@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
 import select as select_
@@ -17,7 +18,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
@@ -168,25 +170,29 @@ psycopg2.extensions.encodings["SQLASCII"] = "lenient_utf8"
 def _patient_connections(connect_timeout: int, query_timeout: int) -> type[psycopg2.extensions.connection]:
     """A class of connections that know how long to wait for the server, see `_wait`."""
     # the server itself ends a long statement; those seconds more are for one that cannot even do that
-    patience = {"connect_timeout": connect_timeout, "query_timeout": query_timeout + 5}
+    patience = {"connect_timeout": connect_timeout, "query_timeout": query_timeout + 5, "given_up": False}
     return type("PatientConnection", (psycopg2.extensions.connection,), patience)
 
 
 def _wait(connection: Any) -> None:
     """Wait for the server, but not for ever, and with an open ear for signals.
 
-    libpq's own waiting would delay Ctrl-C and SIGTERM until the server has answered.
+    libpq's own waiting would delay Ctrl-C and SIGTERM until the server has answered. A thread hears no
+    signals: it looks several times a second whether its waiting has become pointless, see `reading_ahead`.
     """
     connecting = connection.status == psycopg2.extensions.STATUS_SETUP
     patience = getattr(connection, "connect_timeout" if connecting else "query_timeout", None)
-    deadline = None if patience is None else time.monotonic() + patience
+    deadline = math.inf if patience is None else time.monotonic() + patience
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
-        rest = None if deadline is None else max(0.0, deadline - time.monotonic())
-        wanted = select_.POLLIN if state == psycopg2.extensions.POLL_READ else select_.POLLOUT
         poll = select_.poll()
-        poll.register(connection.fileno(), wanted)
-        if not poll.poll(None if rest is None else rest * 1000):
-            raise psycopg2.OperationalError("timeout expired" if connecting else "the server fell silent")
+        poll.register(
+            connection.fileno(), select_.POLLIN if state == psycopg2.extensions.POLL_READ else select_.POLLOUT
+        )
+        while not poll.poll(1000 * max(0.0, min(0.2, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise psycopg2.OperationalError("timeout expired" if connecting else "the server fell silent")
+            if getattr(connection, "given_up", False):
+                raise psycopg2.OperationalError("given up")
 
 
 psycopg2.extensions.set_wait_callback(_wait)
@@ -227,14 +233,31 @@ def audit_session(engine: Engine) -> Iterator[Session]:
 
     Raises `AdminDBError` for whatever goes wrong between here and the server.
     """
+    session = Session(engine)
     try:
-        with Session(engine) as session:
-            yield session
-            session.rollback()
+        yield session
+        session.rollback()
     except SQLAlchemyError as error:
         raise AdminDBError(*_explain(error, engine)) from error
     finally:
+        with suppress(SQLAlchemyError):  # of a connection that is lost; what went wrong with it is known already
+            session.close()
         engine.dispose()
+
+
+@contextmanager
+def reading_ahead(session: Session) -> Iterator[ThreadPoolExecutor]:
+    """A thread for a read whose answer is needed later. If the block raises, nobody waits for the answer."""
+    connection: Any = session.connection().connection.driver_connection
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool
+        except BaseException:
+            if isinstance(connection, sqlite3.Connection):
+                connection.interrupt()
+            else:
+                connection.given_up = True
+            raise
 
 
 @contextmanager

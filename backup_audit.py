@@ -38,7 +38,6 @@ import socket
 import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -223,13 +222,13 @@ def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) 
     """The full audit: read, judge, publish, report."""
     engine, rules = _engine(settings), settings.rules
     content = b""
-    with admin_db.audit_session(engine) as session, ThreadPoolExecutor(1) as pool:
+    with admin_db.audit_session(engine) as session, admin_db.reading_ahead(session) as thread:
         reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
         site = _read_site(reader, settings, record)
         recent = reader.recent(site)
         edges = _edges(site.now, settings)
         # the server groups the past while the verdicts and most of the textfile are made
-        past = pool.submit(_recall, reader, site, edges, settings)
+        past = thread.submit(_recall, reader, site, edges, settings)
         audit = judge_site(reader, site, recent, settings)
         if options.output or options.at is None:
             content = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics))

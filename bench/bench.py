@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +41,9 @@ SITES = "200x1000,2000x1500,10000x365,2000x300"
 QUICK_SITES = "100x60,200x30"
 STATES = ("calm", "troubled")
 MB = 2**20
+
+YEAR_OF = "2000x1500"
+"""The site of which also a year's history is printed."""
 
 IMPORTS = "import sqlalchemy, psycopg2, prometheus_client"
 
@@ -89,6 +92,11 @@ class Site:
         return self.folder / "mydb_config.py"
 
     @property
+    def bare_config(self) -> Path:
+        """The same with `history_days = 0`."""
+        return self.folder / "without_history.py"
+
+    @property
     def textfile(self) -> Path:
         """What the audit writes."""
         return self.folder / "backup_audit.prom"
@@ -111,7 +119,7 @@ class Figures:
     state: str
     rows: int
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
-    """By program: `audit`, `imports`, `psql`."""
+    """By program, see `commands`."""
     selects: int = 0
     statements: int = 0
     one_by_one: float = 0.0
@@ -123,10 +131,9 @@ class Figures:
         """The median wall time of a program."""
         return statistics.median(sample.seconds for sample in self.samples[program])
 
-    @property
-    def memory(self) -> float:
-        """The audit's peak memory in MB, in its largest run."""
-        return max(sample.memory for sample in self.samples["audit"]) / MB
+    def memory(self, program: str) -> float:
+        """The peak memory of a program in MB, in its largest run."""
+        return max(sample.memory for sample in self.samples[program]) / MB
 
 
 @dataclass(frozen=True)
@@ -150,21 +157,32 @@ def targets(figures: Sequence[Figures]) -> Iterator[Target]:
     """Those of the targets whose sites were measured."""
     for state in STATES:
         sites = {str(each.size): each for each in figures if each.state == state}
-        if large := sites.get("2000x1500"):
-            ratio = large.seconds("audit") / large.seconds("imports")
-            yield Target("2000x1500: audit / imports", state, ratio, 2.5)
-            if short := sites.get("2000x300"):
-                ratio = large.seconds("audit") / short.seconds("audit")
-                yield Target("2000x1500 / 2000x300: five times the history", state, ratio, 1.2)
-            speed = large.one_by_one / large.seconds("audit")
-            yield Target("2000x1500: one by one / audit", state, speed, 200, at_least=True)
-            yield Target("2000x1500: audit", state, large.seconds("audit"), 1, unit="s")
-        if wide := sites.get("10000x365"):
-            ratio = wide.seconds("audit") / wide.seconds("imports")
-            yield Target("10000x365: audit / imports", state, ratio, 6)
-            yield Target("10000x365: peak memory", state, wide.memory, 150, unit="MB")
+        for audit in ("bare", "audit"):
+            if all(audit in each.samples for each in sites.values()):
+                yield from targets_of(audit, state, sites)
         for size, site in sites.items():
             yield Target(f"{size}: SELECT statements", state, site.selects, 6, unit="")
+        if year := sites.get(YEAR_OF):
+            yield Target(f"{YEAR_OF}: --history 365", state, year.seconds("year"), 5, unit="s")
+            yield Target(f"{YEAR_OF}: --history 365, peak memory", state, year.memory("year"), 200, unit="MB")
+
+
+def targets_of(audit: str, state: str, sites: Mapping[str, Figures]) -> Iterator[Target]:
+    """The targets of the nightly audit: of the verdicts alone (`bare`), or with the history metrics (`audit`)."""
+    kind = "verdicts alone" if audit == "bare" else "with history"
+    if large := sites.get("2000x1500"):
+        ratio = large.seconds(audit) / large.seconds("imports")
+        yield Target(f"2000x1500, {kind} / imports", state, ratio, 2.5)
+        if short := sites.get("2000x300"):
+            ratio = large.seconds(audit) / short.seconds(audit)
+            yield Target(f"2000x1500 / 2000x300, {kind}", state, ratio, 1.2)
+        speed = large.one_by_one / large.seconds(audit)
+        yield Target(f"2000x1500, one by one / {kind}", state, speed, 200, at_least=True)
+        yield Target(f"2000x1500, {kind}", state, large.seconds(audit), 1, unit="s")
+    if wide := sites.get("10000x365"):
+        ratio = wide.seconds(audit) / wide.seconds("imports")
+        yield Target(f"10000x365, {kind} / imports", state, ratio, 6)
+        yield Target(f"10000x365, {kind}, peak memory", state, wide.memory(audit), 150, unit="MB")
 
 
 # --- The server and its sites --------------------------------------------------------------------------
@@ -206,9 +224,10 @@ def fill(server: Server, size: Size, folder: Path, history_days: int) -> Site:
     run_script(database, "fill.sql", containers=size.containers, days=size.days)
     site = Site(size, database, folder / str(size))
     site.folder.mkdir(parents=True, exist_ok=True)
-    settings = {**database.settings, "prometheus_file": str(site.textfile), "history_days": history_days}
-    lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
-    site.config.write_text("".join(lines), encoding="utf-8")
+    for config, days in ((site.config, history_days), (site.bare_config, 0)):
+        settings = {**database.settings, "prometheus_file": str(site.textfile), "history_days": days}
+        lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
+        config.write_text("".join(lines), encoding="utf-8")
     return site
 
 
@@ -245,11 +264,16 @@ def commands(site: Site) -> dict[str, list[str]]:
     psql = str(site.database.server.installation.bindir / "psql")
     target = [f"--host={HOST}", f"--port={site.database.server.port}", f"--username={ADMIN_USER}"]
     options = ["--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]
-    return {
-        "audit": [sys.executable, str(TOP / "backup_audit.py"), "--config", str(site.config), "-q"],
+    audit = [sys.executable, str(TOP / "backup_audit.py"), "--config"]
+    programs = {
+        "bare": [*audit, str(site.bare_config), "-q"],
+        "audit": [*audit, str(site.config), "-q"],
         "imports": [sys.executable, "-c", IMPORTS],
         "psql": [psql, *options, *target, f"--dbname={site.database.name}", f"--file={BENCH / 'best.sql'}"],
     }
+    if str(site.size) == YEAR_OF:
+        programs["year"] = [*audit, str(site.config), "--history", "365"]
+    return programs
 
 
 def timed(command: list[str], site: Site) -> Sample:
@@ -371,9 +395,9 @@ Table = list[list[str]]
 
 def figures_table(figures: Sequence[Figures]) -> Table:
     """The figures of each site in each state."""
-    table = [["site", "rows", "audit", "imports", "psql", "one by one", "asked", "peak", "SELECTs"]]
+    table = [["site", "rows", "bare", "audit", "imports", "psql", "one by one", "asked", "peak", "SELECTs"]]
     for each in figures:
-        times = [f"{each.seconds(program):.3f} s" for program in ("audit", "imports", "psql")]
+        times = [f"{each.seconds(program):.3f} s" for program in ("bare", "audit", "imports", "psql")]
         table.append(
             [
                 f"{each.size} {each.state}",
@@ -381,7 +405,7 @@ def figures_table(figures: Sequence[Figures]) -> Table:
                 *times,
                 f"{each.one_by_one:,.{0 if each.one_by_one >= 10 else 2}f} s",
                 f"{each.asked:,}",
-                f"{each.memory:.0f} MB",
+                f"{each.memory('bare'):.0f}, {each.memory('audit'):.0f} MB",
                 f"{each.selects} of {each.statements}",
             ]
         )
@@ -390,13 +414,14 @@ def figures_table(figures: Sequence[Figures]) -> Table:
 
 def ratios_table(figures: Sequence[Figures]) -> Table:
     """How the audit compares with the others."""
-    table = [["site", "audit / imports", "audit / psql", "one by one / audit", "spread of audit"]]
+    table = [["site", "bare / imports", "audit / imports", "audit / psql", "one by one / audit", "spread of audit"]]
     for each in figures:
         audit = each.seconds("audit")
         spread = sorted(sample.seconds for sample in each.samples["audit"])
         table.append(
             [
                 f"{each.size} {each.state}",
+                f"{each.seconds('bare') / each.seconds('imports'):.2f}",
                 f"{audit / each.seconds('imports'):.2f}",
                 f"{audit / each.seconds('psql'):.2f}",
                 f"{each.one_by_one / audit:,.0f}",

@@ -219,7 +219,7 @@ class Relay:
 
 
 @contextmanager
-def relayed(site: Site) -> Iterator[Relay]:
+def relayed(site: Site, query_timeout: int = 5) -> Iterator[Relay]:
     """A relay that the site's configuration goes through from now on."""
     server = database_of(site).server
     word = server.passwords[ADMIN_USER].replace("\\", "\\\\").replace(":", "\\:")
@@ -227,7 +227,9 @@ def relayed(site: Site) -> Iterator[Relay]:
     passfile.touch(mode=0o600)
     passfile.write_text(f"*:*:*:{ADMIN_USER}:{word}\n", encoding="utf-8")
     with Relay(server.port) as relay:
-        site.config(mydb_admin_port=relay.port, pgpass_file=str(passfile), connect_timeout=5, query_timeout=5)
+        site.config(
+            mydb_admin_port=relay.port, pgpass_file=str(passfile), connect_timeout=5, query_timeout=query_timeout
+        )
         yield relay
 
 
@@ -614,6 +616,30 @@ def test_a_signal_while_a_query_runs(site: Site, how: signal.Signals) -> None:
     with locked_log(site), paused(site) as audit:
         wait_until(lambda: waiting_backends(database_of(site)))
         result = audit.stop(how)
+    assert_not_done(site, result, good)
+    assert how.name in result.err
+
+
+@both_signals
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_signal_while_the_network_swallows_a_query(site: Site, number: int, how: signal.Signals) -> None:
+    """The third query, of the past, is waited for in a thread of its own."""
+    good = published(site)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(query: int) -> None:
+        if query == number:
+            reached.set()
+            go_on.wait(60)
+
+    with relayed(site, query_timeout=60) as relay:
+        relay.at_query = hold
+        try:
+            with paused(site) as audit:
+                assert reached.wait(30)
+                result = audit.stop(how)
+        finally:
+            go_on.set()
     assert_not_done(site, result, good)
     assert how.name in result.err
 
