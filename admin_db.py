@@ -184,10 +184,9 @@ def _wait(connection: Any) -> None:
     patience = getattr(connection, "connect_timeout" if connecting else "query_timeout", None)
     deadline = math.inf if patience is None else time.monotonic() + patience
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        wanted = select_.POLLIN if state == psycopg2.extensions.POLL_READ else select_.POLLOUT
         poll = select_.poll()
-        poll.register(
-            connection.fileno(), select_.POLLIN if state == psycopg2.extensions.POLL_READ else select_.POLLOUT
-        )
+        poll.register(connection.fileno(), wanted)
         while not poll.poll(1000 * max(0.0, min(0.2, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 raise psycopg2.OperationalError("timeout expired" if connecting else "the server fell silent")
@@ -643,10 +642,13 @@ class _Briefing:
 
     def past(self, groups: Sequence[Sequence[Any]]) -> Past:
         """The runs of one container that started in the period."""
-        said = [row[2] for row in groups if row[2]]
-        failed = said and self._reports_error(_SEPARATOR.join(said))
-        others = [row for row in groups if row[3] or (failed and self._reports_error(row[2]))]
-        good = [row for row in groups if row not in others] if others else groups
+        said = _SEPARATOR.join([row[2] for row in groups if row[2]])
+        any_failed = self._reports_error(said)
+        good: list[Sequence[Any]] = []
+        others: list[Sequence[Any]] = []
+        for row in groups:
+            messages, unended = row[2], row[3]
+            (others if unended or (any_failed and self._reports_error(messages)) else good).append(row)
         return Past(*self._unpack(good), *self._unpack(others))
 
     def _reports_error(self, messages: str | None) -> bool:
