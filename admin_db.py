@@ -975,19 +975,22 @@ def _facts_of_log(clock: ColumnElement[datetime], past: timedelta, postgres: boo
     stamp = case((_is_moment(_LOG.ts, postgres), _LOG.ts)).label("ts")
     end = select(stamp).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
     newest = select(func.max(end.c.ts)).scalar_subquery()
-    recent = _floor(ends, clock, timedelta(days=RECENT_DAYS), "recent")
-    past_ = _floor(ends, clock, past, "past")
+    steps = select(literal(0).label("n")).cte("steps", recursive=True)
+    steps = steps.union_all(select(steps.c.n + 1).where(steps.c.n < PROBES))
+    recent = earlier = _floor(ends, steps, clock, timedelta(days=RECENT_DAYS), "recent")
+    if past > timedelta(days=RECENT_DAYS):
+        earlier = _floor(ends, steps, clock, past, "past")
     return select(
         clock.label("now"),
         newest.label("newest"),
         ends.c.first,
         ends.c.last,
         recent.label("recent_floor"),
-        past_.label("past_floor"),
+        earlier.label("past_floor"),
     )
 
 
-def _floor(ends: CTE, clock: ColumnElement[datetime], reach: timedelta, name: str) -> ColumnElement[int]:
+def _floor(ends: CTE, steps: CTE, clock: ColumnElement[datetime], reach: timedelta, name: str) -> ColumnElement[int]:
     """The id at and below which all rows are older than `reach`.
 
     The ids are probed at 65 points from end to end, then once more at 65 points between the lowest recent
@@ -995,8 +998,6 @@ def _floor(ends: CTE, clock: ColumnElement[datetime], reach: timedelta, name: st
     restored late, at the end, do not hide recent ones before them. Gaps in the ids do not matter.
     """
     since = extract("epoch", clock) - (reach + timedelta(days=1)).total_seconds()  # a day for the zone
-    steps = select(literal(0).label("n")).cte(f"{name}_steps", recursive=True)
-    steps = steps.union_all(select(steps.c.n + 1).where(steps.c.n < PROBES))
 
     def bottom(start: ColumnElement[int], width: ColumnElement[int], table: FromClause, level: str) -> CTE:
         grid = select((start + steps.c.n * width).label("id"), width.label("width")).join_from(table, steps, true())
