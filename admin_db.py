@@ -60,7 +60,6 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    tuple_,
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
@@ -786,25 +785,24 @@ class AuditReader:
                 since = min(since, success.started)
             else:
                 unknown.append(verdict.container)
-        since_local = last_local(since, self._rules.zone) - timedelta(days=RECENT_DAYS)
-        later = BackupLog.__table__.alias("later").c
-        keys = select(later.c_id, later.backup_id).where(later.ts >= since_local, later.c_id.in_(_inline(known)))
         # OFFSET 0 keeps the planner from trying the dearer conditions on every row of the log
         mine = or_(_LOG.c_id.in_(_inline(known)), _of(_LOG, unknown))
         log = select(*_LOG_COLUMNS).where(mine).offset(0).subquery("log").c
-        wanted = or_(_of(log, unknown), tuple_(log.c_id, log.backup_id).in_(keys))
-        runs = _runs(log, and_(wanted, self._seen(log, now))).subquery("runs")
+        later = func.max(log.ts) >= last_local(since, self._rules.zone) - timedelta(days=RECENT_DAYS)
+        grouped = _runs(log, self._seen(log, now)).having(or_(log.c_id.not_in(_inline(known)), later))
+        runs = grouped.subquery("runs")
 
         started = func.coalesce(runs.c.started, runs.c.ended)
         young = started > last_local(now - self._rules.max_runtime, self._rules.zone)
         alike = [runs.c.c_id, runs.c.job, runs.c.messages, runs.c.ended.is_(None), young]
         rank = func.row_number().over(partition_by=alike, order_by=[started.desc(), runs.c.backup_id.desc()])
         ranked = select(runs, rank.label("rank")).subquery("ranked")
-        return self._stream(select(*(ranked.c[column.name] for column in runs.c)).where(ranked.c.rank == 1))
+        newest = select(*(ranked.c[column.name] for column in runs.c)).where(ranked.c.rank == 1)
+        return Log(self._all(newest), self._rules)
 
     def runs(self, now: datetime, containers: Iterable[Container]) -> Log:
         """Read every run of some containers."""
-        return self._stream(_runs(_LOG, and_(_of(_LOG, containers), self._seen(_LOG, now))))
+        return Log(self._all(_runs(_LOG, and_(_of(_LOG, containers), self._seen(_LOG, now)))), self._rules)
 
     def past(self, site: Site, since: datetime, with_ids: bool = False) -> Iterator[tuple[Key, Past]]:
         """Read in brief all runs that started since a moment, container by container; with `with_ids` also
@@ -841,10 +839,6 @@ class AuditReader:
     def _all(self, query: Select[Any]) -> Sequence[Any]:
         with self._turn:
             return self._session.connection().execute(query).all()
-
-    def _stream(self, query: Select[Any]) -> Log:
-        with self._turn:
-            return Log(self._session.connection().execute(query.execution_options(yield_per=BATCH)), self._rules)
 
     def _bound(self, now: datetime) -> datetime:
         """The last local time that is seen."""

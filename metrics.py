@@ -212,7 +212,9 @@ def _label(verdicts: Iterable[Verdict]) -> list[tuple[dict[str, str], Verdict]]:
 
 def _label_value(text: str | None) -> str:
     """Text as a label value: anything but half of a surrogate pair, which UTF-8 cannot hold."""
-    return (text or "").encode("utf-8", "replace").decode("utf-8")
+    if not text or text.isascii():
+        return text or ""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _family(metric: _Metric, labelled: Iterable[tuple[dict[str, str], Verdict]]) -> GaugeMetricFamily:
