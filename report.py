@@ -36,6 +36,8 @@ RUNS_SHOWN = 10
 SEVERITIES = ("ok", "warning", "critical")
 _COLOURS = {0: "32", 1: "33", 2: "31;1"}
 _EPOCH = datetime(1970, 1, 1)
+_MERE_TIME = re.compile(r"[0-9][0-9_:.-]*")
+"""A backup_id that needs no mask and no quotes, as most are."""
 _INDENT = " " * 10
 _WORST_FIRST = (
     *(Status.MISSED, Status.FAILED, Status.STALLED, Status.NO_POLICY),
@@ -480,25 +482,30 @@ def history_json(coverages: list[Coverage], start: datetime, end: datetime) -> s
 def history_csv(coverages: Iterable[Coverage]) -> Iterator[str]:
     """The history as RFC 4180 lines, one a container and slot; cells that a spreadsheet would run are quoted."""
     columns = ("name", "c_id", "policy", "slot_start", "slot_end", "outcome", "run_started", "run_ended", "backup_id")
-    line = csv.writer(_Echo()).writerow
     edge = lru_cache(10_000)(_iso)
-    yield line(columns)
+    yield _csv(*columns) + "\r"  # the printer adds the line feed
     for coverage in coverages:
-        who = (_inert(coverage.container.name), coverage.container.c_id, _inert(coverage.policy))
+        who = _csv(_inert(coverage.container.name), coverage.container.c_id, _inert(coverage.policy))
         bounds = pairwise(map(edge, coverage.bounds()))
-        for slot, outcome, run in zip(bounds, coverage.outcomes, coverage.runs, strict=True):
-            yield line((*who, *slot, outcome, *_csv_run(run, outcome)))
+        for (begin, end), outcome, run in zip(bounds, coverage.outcomes, coverage.runs, strict=True):
+            yield f"{who},{begin},{end},{outcome},{_csv_run(run, outcome)}\r"
 
 
-def _csv_run(run: PastRun | None, outcome: str) -> tuple[str | None, str | None, str]:
+def _csv_run(run: PastRun | None, outcome: str) -> str:
     if run is None:
-        return None, None, ""
+        return ",,"
     start, end, backup_id = run
     if outcome == "ok" and not end:
         end = start  # only its end was logged, and is taken for its start
-    if backup_id.lower() != backup_id.upper():  # no letter, no password: most are mere times
-        backup_id = mask(backup_id)
-    return _iso(start), _iso(end) if end else None, _inert(backup_id)
+    if not _MERE_TIME.fullmatch(backup_id):
+        backup_id = _csv(_inert(mask(backup_id)))
+    return f"{_iso(start)},{_iso(end) if end else ''},{backup_id}"
+
+
+def _csv(*cells: object) -> str:
+    """Cells as they stand in a line, quoted where RFC 4180 wants it."""
+    line: str = csv.writer(_Echo()).writerow(cells)
+    return line.removesuffix("\r\n")
 
 
 def _iso(moment: int) -> str:
@@ -510,8 +517,8 @@ class _Echo:
     """A file that gives back what is written to it, and so makes `csv.writer` give back lines."""
 
     def write(self, text: str) -> str:
-        """The line without its line feed: the printer ends it; the carriage return is RFC 4180's."""
-        return text[:-1]
+        """The line itself."""
+        return text
 
 
 def _inert(text: str) -> str:

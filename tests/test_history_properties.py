@@ -384,6 +384,14 @@ def test_the_run_of_a_slot_is_the_last_one_that_settles_it(case: Case) -> None:
             assert run == brief(last)
 
 
+@given(case=cases())
+def test_a_past_without_backup_ids_tells_the_same_but_for_the_runs(case: Case) -> None:
+    bare = replace(in_brief(case.runs), ids=[], other_ids=[])
+    coverage = cover(case.container(), case.policy, bare, case.edges(), case.start, case.end)
+    assert coverage.runs == [None] * len(coverage.outcomes)
+    assert replace(coverage, runs=case.coverage().runs) == case.coverage()
+
+
 # --- A year of slots -----------------------------------------------------------------------------------
 
 
