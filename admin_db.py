@@ -563,7 +563,7 @@ PAST_MARGIN = timedelta(days=3)
 """A run longer than this is not recognised when it straddles the beginning of a period."""
 
 CLOCK_CHANGE = timedelta(hours=2)
-"""More than clocks are ever set by: later local times may be earlier moments within so much."""
+"""The most that clocks are set by: within so much, a later local time may be an earlier moment."""
 
 _SEPARATOR = "\x1e"  # between the messages of a run; inside of a message it becomes a blank
 _CONTAINERS = ContainerRow.__table__.c
