@@ -9,7 +9,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from policy import (
@@ -763,6 +764,15 @@ def test_a_message_of_progress_is_no_error(message: str) -> None:
 def test_a_message_of_failure_is_an_error(message: str) -> None:
     assert find_error([message[:100]], RULES.error_pattern) == message[:100]
     assert find_error([POSTGRES_PROGRESS.format("sales"), message], RULES.error_pattern) == message
+
+
+@given(message=st.from_regex(DEFAULT_ERROR_PATTERN))
+@example(message="no \u017fuch file")
+@example(message="k\u0131lled")
+@hypothesis_settings(max_examples=500)
+def test_the_quick_look_overlooks_no_error(message: str) -> None:
+    """Every message that the pattern finds, letters included that only a careless case folding takes for ASCII."""
+    assert find_error([message], re.compile(DEFAULT_ERROR_PATTERN)) == message
 
 
 HOSTILE_NAMES = [
