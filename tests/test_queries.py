@@ -17,9 +17,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text
 
 import admin_db
+import history
 from models import BackupLog, ContainerRow, ContainerState
 from policy import Rules, Status
-from tests.builders import NOW, SECRET, Site, document, series
+from tests.builders import NOW, SECRET, Result, Site, document, series
 from tests.postgres import ADMIN_USER, HOST, SUPERUSER, Server
 from tests.test_policy_properties import ERROR, PROGRESS, LogRow, ask_oracle, plain_runs
 
@@ -257,6 +258,23 @@ def test_an_old_success_is_found_and_published(site: Site) -> None:
     samples = site.samples()
     for metric in ("mydb_backup_last_success_timestamp_seconds", "mydb_backup_last_run_timestamp_seconds"):
         assert samples.get(series(metric, name="kept", c_id="99")) == started.replace(tzinfo=UTC).timestamp(), metric
+
+
+def test_a_mistake_in_the_thread_of_the_past_does_not_make_the_audit_wait(
+    any_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> float:
+        raise ZeroDivisionError
+
+    fill(any_site, 10)
+    monkeypatch.setattr(history, "covered_ratio", broken)
+    results: list[Result] = []
+    audit = threading.Thread(target=lambda: results.append(any_site.audit("-q", "--at", AT)), daemon=True)
+    audit.start()
+    audit.join(30)
+    assert not audit.is_alive(), "the look at the whole log waits for a read that has failed"
+    assert results[0].status == 3
+    assert "ZeroDivisionError" in results[0].err
 
 
 # --- What is asked for ---------------------------------------------------------------------------------
