@@ -90,17 +90,13 @@ def cover(container: Container, policy: str, past: Past, edges: list[int], start
     count = len(edges) - 1
     runs: list[PastRun | None] = [None] * count
     outcomes = [NONE] * count
-    for outcome, begins in ((FAILED, past.other_starts), (OK, past.starts)):
-        for begin in begins:
-            slot = bisect_right(edges, begin) - 1
+    failed = (FAILED, past.other_starts, past.other_ends, past.other_ids)
+    for outcome, starts, ends, ids in (failed, (OK, past.starts, past.ends, past.ids)):
+        for run in sorted(zip(starts, ends, ids or [""] * len(starts), strict=True)):
+            slot = bisect_right(edges, run[0]) - 1
             if 0 <= slot < count:
                 outcomes[slot] = outcome
-    failed = zip(past.other_starts, past.other_ends, past.other_ids, strict=False)
-    succeeded = zip(past.starts, past.ends, past.ids, strict=False)
-    for run in (*sorted(failed), *sorted(succeeded)):
-        slot = bisect_right(edges, run[0]) - 1
-        if 0 <= slot < count:
-            runs[slot] = run
+                runs[slot] = run if ids else None
     first_slot = _first_slot(container, edges)
     for slot in range(min(first_slot, count)):
         runs[slot], outcomes[slot] = None, BEFORE
