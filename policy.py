@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
+from functools import cached_property
 
 UTC = timezone.utc
 HOUR = timedelta(hours=1)
@@ -103,6 +104,14 @@ class Rules:
     policies: Mapping[str, timedelta] = field(default_factory=dict)
     error_pattern: re.Pattern[str] = re.compile(DEFAULT_ERROR_PATTERN)
 
+    @cached_property
+    def policy_names(self) -> dict[str, str]:
+        """From the known values of BACKUP_FREQ in lower case to the policies' proper names."""
+        names = {"never": "Never", "none": "Never"}
+        for name in ("Daily", "Weekly", *self.policies):
+            names.setdefault(name.strip().casefold(), name)
+        return names
+
 
 @dataclass(frozen=True)
 class Run:
@@ -182,7 +191,7 @@ class Verdict:
     container: Container
     status: Status
     policy: str
-    """The policy's proper name (`Daily` for ` daily `), or the owner's words if it is unknown."""
+    """See `policy_name`."""
     now: datetime
     rules: Rules
     due: datetime | None = None
@@ -300,15 +309,12 @@ def known_policy(text: str | None, rules: Rules) -> str | None:
 
     Letter case and surrounding blanks do not matter. `None` (the word) is `Never`.
     """
-    if text is None:
-        return None
-    word = text.strip().casefold()
-    if word in ("never", "none"):
-        return "Never"
-    for name in ("Daily", "Weekly", *rules.policies):
-        if word == name.strip().casefold():
-            return name
-    return None
+    return None if text is None else rules.policy_names.get(text.strip().casefold())
+
+
+def policy_name(container: Container, rules: Rules) -> str:
+    """The proper name of a container's policy (`Daily` for ` daily `), or its owner's words if it is unknown."""
+    return known_policy(container.policy, rules) or (container.policy or "").strip()
 
 
 def due_at(policy: str, base: datetime, rules: Rules) -> datetime:
@@ -387,8 +393,7 @@ def judge(container: Container, runs: Iterable[Run], now: datetime, rules: Rules
         status = Status.PAUSED
     else:
         status = Status.LATE if now < due + rules.grace else Status.MISSED
-    name = policy or (container.policy or "").strip()
-    return Verdict(container, status, name, now, rules, due, newest, concluded, success)
+    return Verdict(container, status, policy_name(container, rules), now, rules, due, newest, concluded, success)
 
 
 # --- Reasons -------------------------------------------------------------------------------------------
