@@ -17,15 +17,15 @@ import select as select_
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
-from itertools import compress, groupby
-from operator import itemgetter
+from itertools import compress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
@@ -150,8 +150,15 @@ def _prepare_connection(connection: psycopg2.extensions.connection, _: object) -
         connection.set_client_encoding("SQL_ASCII")  # the server would check UTF-8, and fail at other bytes
     if connection.server_version >= 110_000:
         with connection.cursor() as cursor:
-            cursor.execute("SET jit = off")  # compiling takes longer than any of our statements
+            cursor.execute(_PLANNING)
         connection.commit()
+
+
+_PLANNING = """
+SET jit = off; -- compiling takes longer than any of our statements
+-- the documents are worth a parallel query, but the planner sees a small table, not that they have to be unpacked
+SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
+"""
 
 
 def _lenient_utf8(name: str) -> codecs.CodecInfo | None:
@@ -245,12 +252,13 @@ def audit_session(engine: Engine) -> Iterator[Session]:
 
 @contextmanager
 def reading_ahead(session: Session) -> Iterator[ThreadPoolExecutor]:
-    """A thread for a read whose answer is needed later. If the block raises, nobody waits for the answer."""
+    """A thread for reads whose answers are needed later. If the block raises, nobody waits for the answers."""
     connection: Any = session.connection().connection.driver_connection
     with ThreadPoolExecutor(1) as pool:
         try:
             yield pool
         except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(connection, sqlite3.Connection):
                 connection.interrupt()
             else:
@@ -550,22 +558,22 @@ def _delete(session: Session, statement: Delete) -> bool:
 
 RECENT_DAYS = 10
 """The least that the recent part of the log covers: a Weekly promise looks eight days back."""
-DAILY_REACH = timedelta(days=2)
-"""How far back the recent part is read for containers whose backups are due within a day."""
+CLOCK_CHANGE = timedelta(hours=2)
+"""The most that clocks are set by: within so much, a later local time may be an earlier moment."""
+DAILY_REACH = timedelta(days=1, hours=1) + CLOCK_CHANGE
+"""How far back the recent part is read for containers whose backups are due within a day: what began more than
+a day ago cannot prove that one is fine. The hour is to be safe.
+"""
 SMALL_LOG = 20_000
 """A log of so few ids is always read whole."""
-BATCH = 2000
-"""So many rows of a long answer are fetched at a time."""
+BATCH = 500
+"""So many containers' pasts are fetched at a time."""
 PROBES = 64
 PROBE_ROWS = 16
 
-PAST_MARGIN = timedelta(days=3)
-"""A run longer than this is not recognised when it straddles the beginning of a period."""
-
-CLOCK_CHANGE = timedelta(hours=2)
-"""The most that clocks are set by: within so much, a later local time may be an earlier moment."""
-
 _SEPARATOR = "\x1e"  # between the messages of a run; inside of a message it becomes a blank
+_BETWEEN_RUNS = 2 * _SEPARATOR  # no message is empty, so between those of one run there is just one
+_UNENDED, _UNKNOWN = -1, 0  # in the place of a run's end, see `AuditReader.past`
 _CONTAINERS = ContainerRow.__table__.c
 _STATES = ContainerState.__table__.c
 _LOG = BackupLog.__table__.c
@@ -585,8 +593,6 @@ class Site:
     """The recent part of the log are the ids above this one; None if that is the whole log."""
     past_floor: int | None
     """The same for the longer period that was asked for."""
-    newest: datetime | None
-    """The newest time stamp among the last few rows, naive local time; a hint, not a fact."""
     containers: list[Container]
 
 
@@ -632,41 +638,48 @@ def key_of(container: Container) -> Key:
 
 
 class _Briefing:
-    """Turns groups of alike runs, as `AuditReader.past` reads them, into one container's `Past`."""
+    """Turns what `AuditReader.past` reads of a container into its `Past`."""
 
     def __init__(self, since: datetime, rules: Rules) -> None:
         self._since = microseconds(since)
         self._clock = None if rules.zone is UTC else _LocalClock(rules.zone)
         self._pattern = rules.error_pattern
 
-    def past(self, groups: Sequence[Sequence[Any]]) -> Past:
-        """The runs of one container that started in the period."""
-        said = _SEPARATOR.join([row[2] for row in groups if row[2]])
-        any_failed = self._reports_error(said)
-        good: list[Sequence[Any]] = []
-        others: list[Sequence[Any]] = []
-        for row in groups:
-            messages, unended = row[2], row[3]
-            (others if unended or (any_failed and self._reports_error(messages)) else good).append(row)
-        return Past(*self._unpack(good), *self._unpack(others))
-
-    def _reports_error(self, messages: str | None) -> bool:
-        return messages is not None and find_error(messages.split(_SEPARATOR), self._pattern) is not None
-
-    def _unpack(self, groups: Sequence[Sequence[Any]]) -> tuple[list[int], list[int], list[str]]:
-        """The starts, the ends (0 if unknown) and the backup_ids, if they were asked for."""
-        if not groups:
-            return [], [], []
-        numbers = list(map(int, " ".join([row[4] for row in groups]).split()))
+    def past(self, moments: str, said: str, ids: str | None) -> Past:
+        """The runs that started in the period. `moments` are start and end of each; `said` is what each said,
+        or just once what all of them said.
+        """
+        numbers = list(map(int, moments.split()))
         starts, ends = numbers[::2], numbers[1::2]
-        ids = [] if groups[0][5] is None else _SEPARATOR.join([row[5] for row in groups]).split(_SEPARATOR)
+        names = [] if ids is None else ids.split(_SEPARATOR)
+        good = self._good(said, ends)
         if self._clock is not None:
-            ends = [end and self._clock.utc(end, start) for start, end in zip(starts, ends, strict=True)]
+            ends = [self._clock.utc(end, start) if end > 0 else end for start, end in zip(starts, ends, strict=True)]
             starts = [self._clock.utc(start) for start in starts]
-        if min(starts) < self._since:
-            within = [start >= self._since for start in starts]
-            return list(compress(starts, within)), list(compress(ends, within)), list(compress(ids, within))
-        return starts, ends, ids
+        if all(good) and min(starts) >= self._since:
+            return Past(starts, ends, names)
+        of_period = [start >= self._since for start in starts]
+        chosen = [fine and known for fine, known in zip(good, of_period, strict=True)]
+        others = [known and not fine for fine, known in zip(good, of_period, strict=True)]
+        ends = [max(end, _UNKNOWN) for end in ends]
+
+        def pick(which: list[bool]) -> tuple[list[int], list[int], list[str]]:
+            return list(compress(starts, which)), list(compress(ends, which)), list(compress(names, which))
+
+        return Past(*pick(chosen), *pick(others))
+
+    def _good(self, said: str, ends: list[int]) -> list[bool]:
+        """Which of the runs succeeded."""
+        ended = [end != _UNENDED for end in ends]
+        if not self._reports_error(said):  # for almost all containers one look is enough
+            return ended
+        messages = said.split(_BETWEEN_RUNS)
+        if len(messages) == 1:
+            messages *= len(ends)
+        return [end and not self._reports_error(message) for end, message in zip(ended, messages, strict=True)]
+
+    def _reports_error(self, said: str) -> bool:
+        return find_error(said.split(_SEPARATOR), self._pattern) is not None
 
 
 class _LocalClock:
@@ -712,24 +725,23 @@ class AuditReader:
 
     def site(self, past: timedelta = timedelta(0)) -> Site:
         """Read the clock, the containers, and where in the log its recent part and a longer past begin."""
-        facts = _facts_of_log(_clock(self._postgres, self.at), past + PAST_MARGIN, self._postgres).subquery("facts")
+        facts = _facts_of_log(_clock(self._postgres, self.at), past + self._rules.max_runtime).subquery("facts")
         active = ContainerState.__table__.outerjoin(ContainerRow.__table__, _CONTAINERS.id == _STATES.c_id)
         states = _with_documents(active, _STATES.id, _STATES.c_id, self._postgres).subquery("states")
         query = select(facts, states.c.row_id, *_container_columns(states, self._postgres))
         query = query.select_from(facts.outerjoin(states, true())).order_by(states.c.row_id)
         rows = self._all(query)
-        now, newest, first, last, *floors = rows[0][:6]
+        now, first, last, *floors = rows[0][:5]
         containers = {}
         for row in rows:
-            if row[6] is not None:
-                container = _to_container(row[7:])
+            if row[5] is not None:
+                container = _to_container(row[6:])
                 containers[container.c_id or (container.c_id, container.name)] = container
         floor, past_floor = (None if last is None else min(floor, last - SMALL_LOG) for floor in floors)
         return Site(
             now=now.replace(tzinfo=UTC),
             floor=floor if floor is not None and floor >= first else None,
             past_floor=past_floor if past_floor is not None and past_floor >= first else None,
-            newest=newest,
             containers=list(containers.values()),
         )
 
@@ -745,15 +757,13 @@ class AuditReader:
     def recent(self, site: Site) -> Log:
         """Read the recent part of the log: its runs, and what is ignored in it.
 
-        Of containers whose backups are due within a day, only the runs of the last two days in which
-        anything was logged are read.
+        Of containers whose backups are due within a day, only the runs of the last day are read.
         """
         above: ColumnElement[bool] = true() if site.floor is None else _LOG.id > site.floor
         wanted: ColumnElement[bool] = true()
         if site.floor is not None:
             patient = [container.c_id for container in site.containers if _is_patient(container, self._rules)]
-            now = last_local(site.now, self._rules.zone)
-            since = min(now, site.newest or now) - DAILY_REACH
+            since = last_local(site.now, self._rules.zone) - DAILY_REACH
             wanted = or_(_LOG.ts >= since, _LOG.c_id == 0, _LOG.c_id.in_(_inline(patient)))
         facts = select(*self._ignored(site.now)).where(above).subquery("facts")
         runs = _runs(_LOG, and_(above, wanted, self._seen(_LOG, site.now))).subquery("runs")
@@ -804,56 +814,74 @@ class AuditReader:
         """Read every run of some containers."""
         return Log(self._all(_runs(_LOG, and_(_of(_LOG, containers), self._seen(_LOG, now)))), self._rules)
 
-    def past(self, site: Site, since: datetime, with_ids: bool = False) -> Iterator[tuple[Key, Past]]:
-        """Read in brief all runs that started since a moment, container by container; with `with_ids` also
-        their backup_ids.
+    def past(
+        self, site: Site, since: datetime, with_ids: bool = False, thread: ThreadPoolExecutor | None = None
+    ) -> Iterator[tuple[Key, Callable[[], Past]]]:
+        """Read in brief all runs that started since a moment, with `with_ids` also their backup_ids. Gives back
+        for each container a function that unpacks its past.
 
-        Grouped on the server: alike runs of a container arrive as one row. `site` must have been read with
-        a past as long as this.
+        Packed on the server: each container arrives as one row, see `_Briefing.past`. `site` must have been
+        read with a past as long as this. With a thread the rows are fetched ahead, from now on and a few at a
+        time; without one all are fetched at once, which is quicker (PostgreSQL plans no parallel query for a
+        cursor) where there is nothing to do meanwhile.
         """
+        query = self._packed_runs(site, since, with_ids)
+        batches = iter([self._all(query)]) if thread is None else _fetched_ahead(self._batches(query), thread)
+        briefing = _Briefing(since, self._rules)
+        return (((c_id, job), partial(briefing.past, *brief)) for batch in batches for c_id, job, *brief in batch)
+
+    def _packed_runs(self, site: Site, since: datetime, with_ids: bool) -> Select[Any]:
         runs = _runs(_LOG, self._in_past(site, since)).subquery("runs")
         started = func.coalesce(runs.c.started, runs.c.ended)
-        # an end without a start tells nothing of the duration
-        ended = case((runs.c.started.is_(None), 0), else_=func.coalesce(_microseconds(runs.c.ended, self._postgres), 0))
+        ended = case(
+            (runs.c.ended.is_(None), _UNENDED),
+            (runs.c.started.is_(None), _UNKNOWN),  # an end without a start tells nothing of the duration
+            else_=_microseconds(runs.c.ended, self._postgres),
+        )
         moments = sql_cast(_microseconds(started, self._postgres), Text) + " " + sql_cast(ended, Text)
+        said = func.coalesce(runs.c.messages, "")
+        each_said = func.aggregate_strings(said, _BETWEEN_RUNS)
         ids = func.aggregate_strings(func.replace(runs.c.backup_id, _SEPARATOR, " "), _SEPARATOR)
-        alike = (runs.c.c_id, runs.c.job, runs.c.messages, runs.c.ended.is_(None).label("unended"))
-        query = select(*alike, func.aggregate_strings(moments, " "), ids if with_ids else null()).group_by(*alike)
-        query = query.where(started >= last_local(since, self._rules.zone) - CLOCK_CHANGE)
-        query = query.order_by(runs.c.c_id, runs.c.job)
-        briefing = _Briefing(since, self._rules)
-        if with_ids:  # a server-side cursor spares memory, but PostgreSQL plans no parallel query for one
-            query = query.execution_options(yield_per=BATCH)
-        for key, groups in groupby(self._each(query), itemgetter(0, 1)):
-            yield key, briefing.past(list(groups))
+        return (
+            select(
+                runs.c.c_id,
+                runs.c.job,
+                func.aggregate_strings(moments, " "),
+                case((func.min(said) == func.max(said), func.min(said)), else_=each_said),
+                ids if with_ids else null(),
+            )
+            .where(started >= last_local(since, self._rules.zone) - CLOCK_CHANGE)
+            .group_by(runs.c.c_id, runs.c.job)
+            .order_by(runs.c.c_id, runs.c.job)
+        )
 
     def _in_past(self, site: Site, since: datetime) -> ColumnElement[bool]:
         above: ColumnElement[bool] = true() if site.past_floor is None else _LOG.id > site.past_floor
         # a run that began before the period and ended in it must be seen to have done so
-        recent = _LOG.ts >= last_local(since - PAST_MARGIN, self._rules.zone)
+        recent = _LOG.ts >= last_local(since - self._rules.max_runtime, self._rules.zone)
         return and_(above, recent, self._seen(_LOG, site.now))
 
     def _all(self, query: Select[Any]) -> Sequence[Any]:
         with self._turn:
             return self._session.connection().execute(query).all()
 
-    def _each(self, query: Select[Any]) -> Iterator[Any]:
-        """Row by row. Whoever stops half-way keeps no other thread from its turn."""
+    def _batches(self, query: Select[Any]) -> Iterator[Sequence[Any]]:
+        """The rows, from a server-side cursor. Whoever stops half-way keeps no other thread from its turn."""
         with self._turn:
-            batches = self._session.connection().execute(query).partitions(BATCH)
+            batches = self._session.connection().execute(query, execution_options={"yield_per": BATCH}).partitions()
         while True:
             with self._turn:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield from batch
+            yield batch
 
     def _bound(self, now: datetime) -> datetime:
         """The last local time that is seen."""
         return last_local(self.at or now + FUTURE_TOLERANCE, self._rules.zone)
 
     def _seen(self, log: Any, now: datetime) -> ColumnElement[bool]:
-        return and_(_is_sound(log, self._postgres), log.ts <= self._bound(now))
+        return _is_sound(log, self._postgres, self._bound(now))
 
     def _ignored(self, now: datetime) -> Iterator[ColumnElement[Any]]:
         """How many rows are malformed and future, and the newest of the others."""
@@ -863,6 +891,26 @@ class AuditReader:
         yield func.coalesce(func.sum(case((or_(sound, unseen), 0), else_=1)), 0).label("malformed")
         yield func.coalesce(func.sum(later), 0).label("future")
         yield func.max(case((self._seen(_LOG, now), _LOG.ts))).label("newest")
+
+
+def _fetched_ahead(batches: Iterable[_Row], thread: ThreadPoolExecutor) -> Iterator[_Row]:
+    """The batches, which the thread fetches from now on, however long it takes until they are asked for."""
+    fetched: SimpleQueue[_Row | None] = SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                fetched.put(batch)
+        finally:
+            fetched.put(None)
+
+    def take() -> Iterator[_Row]:
+        while (batch := fetched.get()) is not None:
+            yield batch
+        fetching.result()  # raises what went wrong
+
+    fetching = thread.submit(fetch)
+    return take()
 
 
 class _Errors(dict[str | None, str | None]):
@@ -957,7 +1005,7 @@ def _first_text(document: ColumnElement[Any], paths: Iterable[tuple[str, ...]], 
             json_path = "$." + ".".join(path)
             is_text = func.json_type(document, json_path) == "text"
             text = func.json_extract(document, json_path)
-        found.append(case((and_(is_text, text != ""), text)))
+        found.append(case((is_text, func.nullif(text, ""))))
     return found[0] if len(found) == 1 else func.coalesce(*found)
 
 
@@ -969,14 +1017,9 @@ def _clock(postgres: bool, at: datetime | None) -> ColumnElement[datetime]:
     return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f000", "now"), DateTime())
 
 
-def _facts_of_log(clock: ColumnElement[datetime], past: timedelta, postgres: bool) -> Select[Any]:
-    """One row: the clock, the newest time stamp at the log's end, its first and last id, and two floors: of
-    the recent part and of the longer past.
-    """
+def _facts_of_log(clock: ColumnElement[datetime], past: timedelta) -> Select[Any]:
+    """One row: the clock, the log's first and last id, and two floors: of the recent part and of the longer past."""
     ends = select(func.min(_LOG.id).label("first"), func.max(_LOG.id).label("last")).cte("ends")
-    stamp = case((_is_moment(_LOG.ts, postgres), _LOG.ts)).label("ts")
-    end = select(stamp).order_by(_LOG.id.desc()).limit(PROBE_ROWS).subquery("end")
-    newest = select(func.max(end.c.ts)).scalar_subquery()
     steps = select(literal(0).label("n")).cte("steps", recursive=True)
     steps = steps.union_all(select(steps.c.n + 1).where(steps.c.n < PROBES))
     recent = earlier = _floor(ends, steps, clock, timedelta(days=RECENT_DAYS), "recent")
@@ -984,7 +1027,6 @@ def _facts_of_log(clock: ColumnElement[datetime], past: timedelta, postgres: boo
         earlier = _floor(ends, steps, clock, past, "past")
     return select(
         clock.label("now"),
-        newest.label("newest"),
         ends.c.first,
         ends.c.last,
         recent.label("recent_floor"),
@@ -1018,7 +1060,7 @@ def _floor(ends: CTE, steps: CTE, clock: ColumnElement[datetime], reach: timedel
 
 
 def _is_patient(container: Container, rules: Rules) -> bool:
-    """Whether more than the last two days of a container's log may be needed to call it fine."""
+    """Whether more than the last day of a container's log may be needed to call it fine."""
     policy = known_policy(container.policy, rules)
     if policy is None or policy in ("Never", "Weekly"):
         return True
@@ -1037,18 +1079,19 @@ def _of(log: Any, containers: Iterable[Container]) -> ColumnElement[bool]:
     return or_(log.c_id.in_(ids), and_(log.c_id == 0, log.name.in_([job for c_id, job in keys if c_id == 0])))
 
 
-def _is_moment(column: ColumnElement[Any], postgres: bool) -> ColumnElement[bool]:
-    """Whether a time stamp is one that Python can hold: not infinite, and in SQLite not mere text."""
+def _is_moment(
+    column: ColumnElement[Any], postgres: bool, latest: datetime = datetime(9000, 1, 1)
+) -> ColumnElement[bool]:
+    """Whether a time stamp is one that Python can hold (not infinite, and in SQLite not mere text) up to `latest`."""
     if postgres:
-        return column.between(datetime(1900, 1, 1), datetime(9000, 1, 1))
+        return column.between(datetime(1900, 1, 1), latest)
     text = type_coerce(column, Text)
     fraction = func.substr(text, 20)
     # "+0 days" makes SQLite count the days anew: alone it would let the 30th of February pass
     is_date = func.strftime("%Y-%m-%d %H:%M:%S", func.substr(text, 1, 19), "+0 days") == func.substr(text, 1, 19)
     is_fraction = or_(fraction == "", and_(fraction.op("GLOB")(".[0-9]*"), fraction.op("NOT GLOB")("?*[^0-9]*")))
-    return func.coalesce(
-        and_(is_date, is_fraction, func.length(text) <= 26, func.substr(text, 1, 4).between("1900", "8999")), false()
-    )
+    in_time = and_(func.substr(text, 1, 4) >= "1900", column <= latest)
+    return func.coalesce(and_(is_date, is_fraction, func.length(text) <= 26, in_time), false())
 
 
 def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[int]:
@@ -1059,14 +1102,12 @@ def _microseconds(column: ColumnElement[Any], postgres: bool) -> ColumnElement[i
     return extract("epoch", func.substr(column, 1, 19)) * 1_000_000 + sql_cast(fraction, Integer)
 
 
-def _is_sound(log: Any, postgres: bool) -> ColumnElement[bool]:
-    """Whether a log row is none of the malformed ones; never NULL."""
-    return and_(
-        log.ts.is_not(None),
-        _is_moment(log.ts, postgres),
-        func.coalesce(log.backup_id, "") != "",
-        func.coalesce(log.state, "").in_(("start", "end")),
-    )
+def _is_sound(log: Any, postgres: bool, *latest: datetime) -> ColumnElement[bool]:
+    """Whether a log row is none of the malformed ones, and no later than `latest`; else false or NULL.
+
+    As plain as can be: of these conditions PostgreSQL's planner knows how many rows they leave.
+    """
+    return and_(_is_moment(log.ts, postgres, *latest), log.backup_id != "", log.state.in_(("start", "end")))
 
 
 def _runs(log: Any, rows: ColumnElement[bool]) -> Select[Any]:

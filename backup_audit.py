@@ -37,7 +37,7 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -221,21 +221,21 @@ def _complain(options: argparse.Namespace, *problems: str) -> int:
 def _audit(settings: Settings, options: argparse.Namespace, record: _RunRecord) -> _Result:
     """The full audit: read, judge, publish, report."""
     engine, rules = _engine(settings), settings.rules
-    content = b""
+    publishing, content = options.at is None or bool(options.output), b""
     with admin_db.audit_session(engine) as session, admin_db.reading_ahead(session) as thread:
         reader = admin_db.AuditReader(session, rules, _moment(options.at, settings))
         site = _read_site(reader, settings, record)
-        recent = reader.recent(site)
-        edges = _edges(site.now, settings)
-        # the server groups the past while the verdicts and most of the textfile are made
-        past = thread.submit(_recall, reader, site, edges, settings)
-        audit = judge_site(reader, site, recent, settings)
-        if options.output or options.at is None:
-            content = metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics))
-        memories = past.result()
-    for verdict in audit.verdicts:
-        memory = memories.get(admin_db.key_of(verdict.container))
-        _remember(verdict, memory or _memory(verdict.container, Past(), edges, rules))
+        # two reads, one after the other: the server works ahead while the textfile and the verdicts are made
+        recent = thread.submit(reader.recent, site)
+        pasts: _Pasts = ()
+        if settings.history_days:
+            pasts = reader.past(site, site.now - timedelta(days=settings.history_days), thread=thread)
+        if publishing:
+            content = metrics.exposition(metrics.container_families(_audited(site, settings), rules))
+        audit = judge_site(reader, site, recent.result(), settings)
+        if publishing:
+            content += metrics.exposition(metrics.audit_families(audit, settings.legacy_metrics))
+        _remember_all(audit.verdicts, pasts, _edges(site.now, settings), rules)
     if content:
         content = metrics.exposition(metrics.past_families(audit)) + content
     if options.output == "-":
@@ -276,11 +276,10 @@ def judge_site(reader: admin_db.AuditReader, site: admin_db.Site, log: admin_db.
     return Audit(site.now, verdicts, log.malformed, log.future, log.newest)
 
 
+_Pasts = Iterable[tuple[admin_db.Key, Callable[[], Past]]]
+
 _Edges = dict[str, list[int]]
 """The edges of the slots of every policy."""
-
-_Memory = tuple["float | None", "timedelta | None"]
-"""What the past tells of a container: `Verdict.covered_ratio` and `Verdict.typical_duration`."""
 
 
 def _edges(now: datetime, settings: Settings) -> _Edges:
@@ -289,30 +288,24 @@ def _edges(now: datetime, settings: Settings) -> _Edges:
     return {policy: history.slot_edges(policy, start, now, rules) for policy in ("Daily", "Weekly", *rules.policies)}
 
 
-def _recall(
-    reader: admin_db.AuditReader, site: admin_db.Site, edges: _Edges, settings: Settings
-) -> dict[admin_db.Key, _Memory]:
-    """What the past of the last `history_days` tells of every container that has any."""
-    if not settings.history_days:
-        return {}
-    containers = {admin_db.key_of(container): container for container in _audited(site, settings)}
-    pasts = reader.past(site, site.now - timedelta(days=settings.history_days))
-    return {key: _memory(containers[key], past, edges, settings.rules) for key, past in pasts if key in containers}
-
-
-def _memory(container: Container, past: Past, edges: _Edges, rules: Rules) -> _Memory:
-    policy = known_policy(container.policy, rules)
-    ratio = history.covered_ratio(container, past, edges[policy]) if policy in edges else None
-    return ratio, history.typical_duration(past)
-
-
-def _remember(verdict: Verdict, memory: _Memory) -> None:
+def _remember(verdict: Verdict, past: Past, edges: _Edges, rules: Rules) -> None:
     """Add to a verdict what the past tells."""
-    verdict.covered_ratio, typical = memory
-    verdict.typical_duration = typical
+    if verdict.policy in edges:
+        verdict.covered_ratio = history.covered_ratio(verdict.container, past, edges[verdict.policy])
+    verdict.typical_duration = typical = history.typical_duration(past)
     took = verdict.last_success.duration if verdict.last_success else None
     if history.suspiciously_short(took, typical):
         verdict.note = f"took {report.span(took)}, typically {report.span(typical)}: check the dump"
+
+
+def _remember_all(verdicts: Iterable[Verdict], pasts: _Pasts, edges: _Edges, rules: Rules) -> None:
+    """Add to each verdict what the past tells, as it arrives."""
+    waiting = {admin_db.key_of(verdict.container): verdict for verdict in verdicts}
+    for key, past in pasts:
+        if verdict := waiting.pop(key, None):
+            _remember(verdict, past(), edges, rules)
+    for verdict in waiting.values():
+        _remember(verdict, Past(), edges, rules)
 
 
 def _audited(site: admin_db.Site, settings: Settings) -> list[Container]:
@@ -335,7 +328,7 @@ def _details(settings: Settings, options: argparse.Namespace) -> _Result:
     verdicts = []
     for container, runs in zip(chosen, histories, strict=True):
         verdicts.append(judge(container, runs, site.now, rules))
-        _remember(verdicts[-1], _memory(container, history.brief(runs, start), edges, rules))
+        _remember(verdicts[-1], history.brief(runs, start), edges, rules)
     audit = Audit(site.now, verdicts)
     if options.json:
         database = admin_db.describe(engine)
@@ -358,44 +351,40 @@ def _history(settings: Settings, options: argparse.Namespace) -> _Result:
         containers = [c for c in _audited(site, settings) if c.c_id not in gone] + deleted
         if options.containers:
             containers = _choose(containers, options.containers)
-        pasts = reader.past(site, start, with_ids=options.csv)
-        coverages = _cover(containers, gone, pasts, start, site.now, rules)
+        pasts = dict(reader.past(site, start, with_ids=options.csv))
+    coverages = _cover(containers, gone, pasts, start, site.now, rules)
     database = admin_db.describe(engine)
     if options.quiet:
         return 0, ()
     if options.csv:
         return 0, _for_programs(report.history_csv(coverages))
     if options.json:
-        return 0, [report.history_json(coverages, start, site.now)]
-    return 0, report.history_table(coverages, start, site.now, _style(settings), database)
+        return 0, [report.history_json(list(coverages), start, site.now)]
+    return 0, report.history_table(list(coverages), start, site.now, _style(settings), database)
 
 
 def _cover(
     containers: Iterable[Container],
     gone: Collection[int | None],
-    pasts: Iterable[tuple[admin_db.Key, Past]],
+    pasts: dict[admin_db.Key, Callable[[], Past]],
     start: datetime,
     end: datetime,
     rules: Rules,
-) -> list[Coverage]:
+) -> Iterator[Coverage]:
     """The coverage of all that have a schedule; of those that are gone, up to their last log row."""
     edges: dict[tuple[str, datetime], list[int]] = {}
-
-    def cover(container: Container, past: Past) -> Coverage:
-        policy, until = known_policy(container.policy, rules) or "", end
+    for container in containers:
+        policy, until = known_policy(container.policy, rules), end
+        if policy in (None, "Never"):
+            continue
+        past = pasts.pop(admin_db.key_of(container), Past)()
         if container.c_id in gone:
+            if not past.last_row():
+                continue
             until = from_microseconds(past.last_row())
         if (policy, until) not in edges:
             edges[policy, until] = history.slot_edges(policy, start, until, rules)
-        return history.cover(container, policy, past, edges[policy, until], start, until)
-
-    unscheduled = (None, "Never")
-    scheduled = {admin_db.key_of(c): c for c in containers if known_policy(c.policy, rules) not in unscheduled}
-    found = {key: cover(scheduled[key], past) for key, past in pasts if key in scheduled and past.last_row()}
-    for key, container in scheduled.items():
-        if key not in found and container.c_id not in gone:
-            found[key] = cover(container, Past())
-    return [found[key] for key in scheduled if key in found]
+        yield history.cover(container, policy, past, edges[policy, until], start, until)
 
 
 def _choose(containers: list[Container], wanted: Iterable[str]) -> list[Container]:

@@ -134,10 +134,10 @@ def typical_duration(past: Past) -> timedelta | None:
     """The median duration of the succeeded runs before the last one; None if there are fewer than five."""
     if len(past.starts) <= TYPICAL_RUNS:
         return None
-    last = max(zip(past.starts, past.ends, strict=True))
+    last_start, last_end = max(zip(past.starts, past.ends, strict=True))
     durations = [end - start for start, end in zip(past.starts, past.ends, strict=True) if end >= start]
-    if last[1] >= last[0]:
-        durations.remove(last[1] - last[0])
+    if last_end >= last_start:
+        durations.remove(last_end - last_start)
     return _median(durations) if len(durations) >= TYPICAL_RUNS else None
 
 

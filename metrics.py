@@ -12,15 +12,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Sample
 from prometheus_client.registry import Collector
 
-from policy import Audit, Run, Verdict
+from policy import Audit, Container, Rules, Run, Verdict, policy_name
 
 _STALE_TEMPORARY = 3600
 """Seconds after which a temporary file that a killed audit left behind is removed."""
@@ -34,7 +34,7 @@ class _Metric:
     help: str
     value: Callable[[Verdict], float | None]
     """The sample's value; None for no series."""
-    labels: Mapping[str, Callable[[Verdict], str | None]]
+    labels: Mapping[str, Callable[[Verdict], str]] = field(default_factory=dict)
     """Labels beside name and c_id."""
 
 
@@ -61,43 +61,26 @@ PER_CONTAINER = (
         "mydb_backup_severity",
         "How bad the status is: 0 OK, 1 warning, 2 critical.",
         lambda verdict: verdict.severity,
-        {},
     ),
     _Metric(
         "mydb_backup_last_success_timestamp_seconds",
         "Start of the last succeeded backup run, in seconds since the epoch.",
         lambda verdict: _started(verdict.last_success),
-        {},
     ),
     _Metric(
         "mydb_backup_last_run_timestamp_seconds",
         "Start of the newest backup run, whatever became of it, in seconds since the epoch.",
         lambda verdict: _started(verdict.last_run),
-        {},
     ),
     _Metric(
         "mydb_backup_last_duration_seconds",
         "Duration of the last succeeded backup run.",
         lambda verdict: _duration(verdict.last_success),
-        {},
     ),
     _Metric(
         "mydb_backup_due_timestamp_seconds",
         "When a newer successful run must have started, in seconds since the epoch.",
         lambda verdict: _seconds(verdict.due),
-        {},
-    ),
-    _Metric(
-        "mydb_backup_container_info",
-        "Always 1; the labels describe the container.",
-        lambda verdict: 1,
-        {
-            "policy": lambda verdict: verdict.policy,
-            "engine": lambda verdict: verdict.container.engine,
-            "state": lambda verdict: verdict.container.state,
-            "owner": lambda verdict: verdict.container.owner,
-            "contact": lambda verdict: verdict.container.contact,
-        },
     ),
 )
 
@@ -106,13 +89,11 @@ FROM_PAST = (
         "mydb_backup_covered_ratio",
         "Share of the scheduled backups of the last history_days that exist, from 0 to 1.",
         lambda verdict: verdict.covered_ratio,
-        {},
     ),
     _Metric(
         "mydb_backup_typical_duration_seconds",
         "Median duration of the succeeded runs before the last one, over the last history_days.",
         lambda verdict: verdict.typical_duration.total_seconds() if verdict.typical_duration is not None else None,
-        {},
     ),
 )
 
@@ -132,6 +113,24 @@ def exposition(families: Iterable[GaugeMetricFamily]) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(families))
     return generate_latest(registry)
+
+
+def container_families(containers: Iterable[Container], rules: Rules) -> Iterator[GaugeMetricFamily]:
+    """What is known of the containers before their runs are."""
+    about = "Always 1; the labels describe the container."
+    info = GaugeMetricFamily("mydb_backup_container_info", about)
+    for (name, c_id), container in {_series(container): container for container in containers}.items():
+        labels = {
+            "name": name,
+            "c_id": c_id,
+            "policy": _label_value(policy_name(container, rules)),
+            "engine": _label_value(container.engine),
+            "state": _label_value(container.state),
+            "owner": _label_value(container.owner),
+            "contact": _label_value(container.contact),
+        }
+        info.add_sample(info.name, labels, 1)
+    yield info
 
 
 def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFamily]:
@@ -197,14 +196,18 @@ def run_families(
     yield info
 
 
+def _series(container: Container) -> tuple[str, str]:
+    """The labels name and c_id."""
+    return _label_value(container.name), "" if container.c_id is None else str(container.c_id)
+
+
 def _label(verdicts: Iterable[Verdict]) -> list[tuple[dict[str, str], Verdict]]:
     """Each verdict with its labels name and c_id. No two pairs are equal, the worst verdict wins:
     node_exporter would keep the first of two equal series and lose the other without a word.
     """
     labelled: dict[tuple[str, str], Verdict] = {}
     for verdict in verdicts:
-        c_id = verdict.container.c_id
-        key = _label_value(verdict.container.name), "" if c_id is None else str(c_id)
+        key = _series(verdict.container)
         if key not in labelled or labelled[key].severity < verdict.severity:
             labelled[key] = verdict
     return [({"name": name, "c_id": c_id}, verdict) for (name, c_id), verdict in labelled.items()]
@@ -222,8 +225,9 @@ def _family(metric: _Metric, labelled: Iterable[tuple[dict[str, str], Verdict]])
     for labels, verdict in labelled:
         value = metric.value(verdict)
         if value is not None:
-            more = {label: _label_value(text(verdict)) for label, text in metric.labels.items()}
-            family.add_sample(metric.name, {**labels, **more} if more else labels, value)
+            if metric.labels:
+                labels = labels | {label: text(verdict) for label, text in metric.labels.items()}
+            family.samples.append(Sample(metric.name, labels, value))  # add_sample takes twice as long
     return family
 
 

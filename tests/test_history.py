@@ -327,6 +327,18 @@ def test_a_slot_is_ok_if_one_run_succeeded_else_failed_if_there_was_any(any_site
     assert (container["slots"], container["covered"], container["ratio"]) == (6, 2, 2 / 6)
 
 
+def test_where_all_runs_say_the_same_error_all_have_failed(any_site: Site) -> None:
+    nightly(any_site, any_site.container(), 3, failed=(0, 1, 2))
+    assert letters(any_site, days=3) == "fff"
+
+
+def test_where_all_runs_say_the_same_and_one_has_not_ended_it_is_the_only_one_that_failed(any_site: Site) -> None:
+    c_id = any_site.container()
+    nightly(any_site, c_id, 3, skip=(1,))
+    any_site.run(c_id, "2026-03-12 18:07")
+    assert letters(any_site, days=3) == "ofo"
+
+
 def test_a_message_of_progress_is_no_failure(any_site: Site) -> None:
     name = "failed-trials"
     progress = f"\nExecuted Postgres dump_all commands:\npg_dump --dbname {name} --username pgdba  -F c -f /var/l"
@@ -394,8 +406,10 @@ def test_without_slots_there_is_no_ratio(sqlite_site: Site) -> None:
     assert "monthly" in shown(sqlite_site).out.casefold()
 
 
-def test_a_run_that_began_before_the_period_is_not_of_it(any_site: Site) -> None:
-    any_site.run(any_site.container(), NOW - 2 * DAY - HOUR, NOW - 2 * DAY + HOUR)
+@pytest.mark.parametrize(("hours", "longest"), [(1, 24), (23, 24), (71, 72)])
+def test_a_run_that_began_before_the_period_is_not_of_it(any_site: Site, hours: int, longest: int) -> None:
+    any_site.config(max_runtime_hours=longest)
+    any_site.run(any_site.container(), NOW - 2 * DAY - hours * HOUR, NOW - 2 * DAY + HOUR / 2)
     container = past(any_site, days=2)
     assert container["outcomes"] == ["none", "none"]
     assert container["longest_gap_seconds"] == 2 * 86400
@@ -1346,6 +1360,17 @@ def test_a_typical_duration_needs_five_runs_before_the_last(any_site: Site) -> N
     assert nothing not in of_past(measured(site))
     site.run(c_id, early - 3 * DAY, early - 3 * DAY + HOUR)
     assert of_past(measured(site))[nothing] == 600
+
+
+@pytest.mark.parametrize(("before", "expected"), [(TICK, None), (0 * TICK, 600)], ids=["before", "first moment"])
+def test_a_run_that_began_right_before_the_period_has_no_part_in_the_typical_duration(
+    any_site: Site, before: timedelta, expected: float | None
+) -> None:
+    c_id = any_site.container()
+    timed(any_site, c_id, *[600] * 5)
+    began = NOW - 30 * DAY - before
+    any_site.run(c_id, began, began + timedelta(minutes=10))
+    assert of_past(measured(any_site)).get(("mydb_backup_typical_duration_seconds", "sales")) == expected
 
 
 def test_failed_runs_have_no_part_in_the_typical_duration(sqlite_site: Site) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import metrics
-from policy import Audit
+from policy import Audit, Rules
 from tests.builders import NOW, TOP, Site
 
 MONITORING = Path(__file__).parent.parent / "monitoring"
@@ -23,6 +23,7 @@ RUNBOOK_BASE = "https://runbook.example.org/README.md"
 OUR_METRICS = {metric.name for metric in (*metrics.PER_CONTAINER, *metrics.FROM_PAST)} | {
     family.name
     for family in (
+        *metrics.container_families([], Rules()),
         *metrics.audit_families(Audit(NOW, [], newest_row=NOW)),
         *metrics.run_families(True, 0, 0, 0.0, "1"),
     )

@@ -17,7 +17,7 @@ import backup_audit
 import metrics
 import settings as settings_module
 from demo import build
-from policy import Audit, Status
+from policy import Audit, Rules, Status
 from settings import Settings
 from tests.builders import NOW, TOP
 from tests.postgres import Server
@@ -81,7 +81,11 @@ def test_the_template_runs(kind: str, request: pytest.FixtureRequest, tmp_path: 
 
 def test_every_setting_status_and_metric_is_in_its_table() -> None:
     rows = set(re.findall(r"^\| `(\w+)(?:\{.*?\})?`", TEXT, re.MULTILINE))
-    families = [*metrics.audit_families(Audit(NOW, [], newest_row=NOW)), *metrics.run_families(True, 0, 0, 0.0, "1")]
+    families = [
+        *metrics.container_families([], Rules()),
+        *metrics.audit_families(Audit(NOW, [], newest_row=NOW)),
+        *metrics.run_families(True, 0, 0, 0.0, "1"),
+    ]
     wanted = {field.name for field in fields(Settings)}
     wanted |= {status.value for status in Status}
     wanted |= {metric.name for metric in (*metrics.PER_CONTAINER, *metrics.FROM_PAST)} | {
