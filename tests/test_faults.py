@@ -620,6 +620,20 @@ def test_a_signal_while_a_query_runs(site: Site, how: signal.Signals) -> None:
     assert how.name in result.err
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc to see process titles")
+def test_no_password_is_in_a_process_title(site: Site) -> None:
+    database = database_of(site)
+    password = database.server.passwords[ADMIN_USER]
+    site.config(database_url=database.url.set(password=password).render_as_string(hide_password=False))
+    with locked_log(site), paused(site) as audit:
+        wait_until(lambda: waiting_backends(database))
+        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (audit.program.pid, *waiting_backends(database))]
+        audit.stop(signal.SIGTERM)
+    assert "backup_audit.py" in titles[0]
+    assert ADMIN_USER in titles[1]
+    assert password.strip("\\:'") not in "".join(titles)
+
+
 @both_signals
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_signal_while_the_network_swallows_a_query(site: Site, number: int, how: signal.Signals) -> None:
