@@ -141,24 +141,26 @@ def make_engine(
         json_serializer=partial(json.dumps, ensure_ascii=False),  # an SQL_ASCII server refuses \\u escapes
         hide_parameters=True,
     )
-    event.listen(engine, "connect", _prepare_connection)
+    event.listen(engine, "connect", _choose_encoding)
+    if read_only:
+        event.listen(engine, "connect", _advise_planner)
     return engine
 
 
-def _prepare_connection(connection: psycopg2.extensions.connection, _: object) -> None:
+def _choose_encoding(connection: psycopg2.extensions.connection, _: object) -> None:
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         connection.set_client_encoding("SQL_ASCII")  # the server would check UTF-8, and fail at other bytes
-    if connection.server_version >= 110_000:
-        with connection.cursor() as cursor:
-            cursor.execute(_PLANNING)
-        connection.commit()
 
 
-_PLANNING = """
-SET jit = off; -- compiling takes longer than any of our statements
--- the documents are worth a parallel query, but the planner sees a small table, not that they have to be unpacked
-SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
-"""
+def _advise_planner(connection: psycopg2.extensions.connection, _: object) -> None:
+    """Tell PostgreSQL's planner what it cannot know of the audit's statements."""
+    if connection.server_version < 110_000:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SET jit = off")  # compiling takes longer than any of them
+        # unpacking documents is worth a parallel query, but what the planner sees is a small table
+        cursor.execute("SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0")
+    connection.commit()
 
 
 def _lenient_utf8(name: str) -> codecs.CodecInfo | None:

@@ -260,19 +260,29 @@ def test_an_old_success_is_found_and_published(site: Site) -> None:
         assert samples.get(series(metric, name="kept", c_id="99")) == started.replace(tzinfo=UTC).timestamp(), metric
 
 
-def test_a_mistake_in_the_thread_of_the_past_does_not_make_the_audit_wait(
-    any_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> float:
-        raise ZeroDivisionError
+def broken(*_: object) -> None:
+    raise ZeroDivisionError
 
+
+@pytest.mark.parametrize(
+    ("place", "routine", "mistake"),
+    [
+        (admin_db.AuditReader, "recent", broken),  # in the thread
+        (admin_db.AuditReader, "_batches", lambda *_: map(broken, "x")),  # in the thread, when they are fetched
+        (history, "covered_ratio", broken),  # beside the thread
+    ],
+    ids=["recent", "batches", "ratio"],
+)
+def test_a_mistake_in_or_beside_the_thread_does_not_make_the_audit_wait(
+    any_site: Site, monkeypatch: pytest.MonkeyPatch, place: object, routine: str, mistake: Callable[..., object]
+) -> None:
     fill(any_site, 10)
-    monkeypatch.setattr(history, "covered_ratio", broken)
+    monkeypatch.setattr(place, routine, mistake)
     results: list[Result] = []
     audit = threading.Thread(target=lambda: results.append(any_site.audit("-q", "--at", AT)), daemon=True)
     audit.start()
     audit.join(30)
-    assert not audit.is_alive(), "the look at the whole log waits for a read that has failed"
+    assert not audit.is_alive(), "it waits for a read that has failed"
     assert results[0].status == 3
     assert "ZeroDivisionError" in results[0].err
 
@@ -409,6 +419,8 @@ SESSION = {
     "application_name": "backup_audit",
     "statement_timeout": "7s",
     "client_encoding": "UTF8",
+    "jit": "off",
+    "parallel_setup_cost": "0",
 }
 
 
@@ -428,6 +440,12 @@ def test_the_session_of_the_audit(site: Site, argv: tuple[str, ...]) -> None:
     with at_the_first_read(look):
         assert site.audit(*argv).status == 2
     assert found == SESSION
+
+
+def test_the_planner_is_advised_for_the_audit_only(site: Site) -> None:
+    with site.engine.connect() as connection:
+        for setting, default in {"parallel_setup_cost": "1000", "parallel_tuple_cost": "0.1"}.items():
+            assert connection.exec_driver_sql(f"SHOW {setting}").scalar() == default
 
 
 WRITES = {
