@@ -1,0 +1,341 @@
+"""The past by the rule of the present (SPEC section 9): was a container covered, moment by moment?
+
+Everything here is a pure function of its arguments, as in `policy`: no clock, no database, no output. Every datetime
+is aware UTC.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from bisect import bisect_left, bisect_right
+from calendar import monthrange
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, tzinfo
+from functools import cached_property
+from itertools import pairwise
+
+from audit.policy import (
+    DAY,
+    LONG_AGO,
+    Container,
+    Outcome,
+    Rules,
+    Run,
+    Status,
+    base_without_success,
+    due_at,
+    judge,
+    known_policy,
+    utc_from_local,
+)
+
+NOTHING = timedelta(0)
+MOST_DAYS = 3660
+YEARS = range(1971, 9000)
+TYPICAL_RUNS = 5
+"""How many succeeded runs before the last one make a duration typical."""
+SHORTEST_TYPICAL = timedelta(minutes=1)
+SUSPICIOUS_FACTOR = 10
+"""A last run that is shorter or longer than a typical one by more than this factor is suspicious."""
+
+_Step = tuple[datetime, datetime, datetime]
+"""A part of the counted time with one base: its start, its end, and the base."""
+
+
+class DayOutcome(str, enum.Enum):
+    """What a calendar day looks like for one container."""
+
+    OK = "ok"
+    FAILED = "failed"
+    NONE = "none"
+    BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class Day:
+    """A calendar day of `db_timezone`, as far as it lies in a period."""
+
+    date: date
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Period:
+    """The time that a history is about."""
+
+    start: datetime
+    end: datetime
+    label: str
+    """As it was asked for: `30 days`, `2026-Q1`."""
+    days: tuple[Day, ...]
+    """Oldest first, without a gap; the first and the last may be parts of days."""
+    now: datetime | None = None
+    """When it was asked for, if not at the end: a creation after that moment is a wrong stamp."""
+
+    @cached_property
+    def _starts(self) -> list[datetime]:
+        return [day.start for day in self.days]
+
+    def place(self, moment: datetime) -> int | None:
+        """The place of the day that a moment lies in; None outside the period."""
+        return bisect_right(self._starts, moment) - 1 if self.start <= moment < self.end else None
+
+    def days_until(self, end: datetime) -> tuple[Day, ...]:
+        """The days that begin before a moment."""
+        return self.days[: bisect_left(self._starts, end)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of time in which a container was not covered."""
+
+    start: datetime
+    end: datetime
+    runs: tuple[Run, ...]
+    """The failed and stalled runs since the last good backup, oldest first, without those too old to have helped."""
+
+
+@dataclass(frozen=True)
+class ContainerHistory:
+    """How one container fared over a period."""
+
+    container: Container
+    policy: str
+    status: Status
+    """The verdict at the period's end, or at a deleted container's last log row."""
+    counted: timedelta = NOTHING
+    """The time that counts: from the creation on, and in a deleted container up to its last log row."""
+    covered: timedelta = NOTHING
+    outcomes: tuple[DayOutcome, ...] = ()
+    """One a day of the period, fewer in a deleted container; none without a schedule."""
+    uncovered_by_day: tuple[timedelta, ...] = ()
+    """The uncovered time of each of these days."""
+    stretches: tuple[Stretch, ...] = ()
+    """When it was not covered, oldest first."""
+    worst_age: timedelta | None = None
+    """The greatest age of the last good backup: the most work that could have been lost. None if that is unknown."""
+    median_duration: timedelta | None = None
+    """Of the succeeded runs that started in the period."""
+
+    @property
+    def uncovered(self) -> timedelta:
+        """The counted time in which the container was not covered."""
+        return self.counted - self.covered
+
+    @property
+    def ratio(self) -> float | None:
+        """Covered time by counted time; None if no time counts."""
+        return self.covered / self.counted if self.counted else None
+
+
+# --- Periods -------------------------------------------------------------------------------------------
+
+
+def last_days(count: int, now: datetime, zone: tzinfo) -> Period:
+    """The last `count` times 24 hours."""
+    return _period(now - count * DAY, now, f"{count} day{'s' * (count != 1)}", now, zone)
+
+
+def parse_period(text: str, now: datetime, zone: tzinfo) -> Period:
+    """The period that a number of days, a year, a quarter, a month or two dates mean, cut off at `now`.
+
+    Raises `ValueError`; its text is `<problem>: <what to do>`.
+    """
+    text = text.strip()
+    if re.fullmatch("[0-9]{1,3}", text) and int(text):
+        return last_days(int(text), now, zone)
+    try:
+        first, last = _dates(text)
+    except ValueError:
+        accepted = "use a number of days (999 at most), 2026, 2026-Q1, 2026-03 or 2026-03-01..2026-03-31"
+        raise ValueError(f"--history {text} is not a period: {accepted}") from None
+    start, end = (utc_from_local(datetime.combine(day, time()), zone) for day in (first, last + DAY))
+    if start >= end:
+        raise ValueError(f"--history {text} contains no time: put the earlier day first")
+    if start >= now:
+        raise ValueError(f"--history {text} has not begun: name a period that has")
+    if min(end, now) - start > MOST_DAYS * DAY:
+        raise ValueError(f"--history {text} is too long: name a period of {MOST_DAYS} days at most")
+    return _period(start, min(end, now), text, now, zone)
+
+
+def _dates(text: str) -> tuple[date, date]:
+    """The first and the last day of a period. Raises `ValueError`."""
+    if dates := re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.\.([0-9]{4}-[0-9]{2}-[0-9]{2})", text):
+        first, last = date.fromisoformat(dates[1]), date.fromisoformat(dates[2])
+    elif months := re.fullmatch(r"([0-9]{4})(?:-([0-9]{2})|-[Qq]([1-4]))?", text):
+        year, month, quarter = (int(number or 0) for number in months.groups())
+        begin = month or max(3 * quarter - 2, 1)
+        end = begin if months[2] else begin + 2 if quarter else 12
+        first, last = date(year, begin, 1), date(year, end, monthrange(year, end)[1])
+    else:
+        raise ValueError
+    if first.year not in YEARS or last.year not in YEARS:
+        raise ValueError
+    return first, last
+
+
+def _period(start: datetime, end: datetime, label: str, now: datetime, zone: tzinfo) -> Period:
+    first, last = (moment.astimezone(zone).date() for moment in (start, end))
+    # and one day more: where clocks are set back over midnight, the hour that is repeated belongs to the new day
+    dates = [first + DAY * number for number in range((last - first).days + 3)]
+    midnights = [utc_from_local(datetime.combine(day, time()), zone) for day in dates]
+    bounds = ((max(begin, start), min(after, end)) for begin, after in pairwise(midnights))
+    days = (Day(day, begin, after) for day, (begin, after) in zip(dates, bounds, strict=False) if begin < after)
+    return Period(start, end, label, tuple(days), now)
+
+
+# --- Coverage ------------------------------------------------------------------------------------------
+
+
+def look_back(container: Container, runs: Sequence[Run], period: Period, rules: Rules) -> ContainerHistory:
+    """How a container fared, from its runs in any order: all that the log showed at the end of the period.
+
+    A creation after the period's end leaves nothing to count; one after the moment of asking is unknown.
+    """
+    start = max(period.start, base_without_success(container, period.now or period.end))
+    end = min(_last_row(runs, period.start), period.end) if container.deleted else period.end
+    verdict, days = judge(container, runs, end, rules), period.days_until(end)
+    if verdict.due is None or start >= end:
+        count = 0 if verdict.due is None else len(days)
+        before, none = (DayOutcome.BEFORE,) * count, (NOTHING,) * count
+        return ContainerHistory(container, verdict.policy, verdict.status, outcomes=before, uncovered_by_day=none)
+    good, bad = _good(runs), _bad(runs, period.end, rules)
+    steps = list(_steps(container, good, start, end))
+    stretches = _stretches(verdict.policy, steps, bad, rules)
+    uncovered = _by_day(stretches, days, period)
+    in_period = [run.duration for run in good if period.start <= run.started < period.end]
+    return ContainerHistory(
+        container=container,
+        policy=verdict.policy,
+        status=verdict.status,
+        counted=end - start,
+        covered=end - start - sum(uncovered, NOTHING),
+        outcomes=_outcomes(days, start, uncovered, {period.place(run.started) for run in bad}),
+        uncovered_by_day=tuple(uncovered),
+        stretches=stretches,
+        worst_age=_worst_age(steps),
+        median_duration=_median(duration for duration in in_period if duration is not None),
+    )
+
+
+def covered_ratio(
+    container: Container, runs: Iterable[Run], start: datetime, end: datetime, rules: Rules
+) -> float | None:
+    """The share of a period up to now in which the container was covered; None without a schedule or counted time."""
+    policy = known_policy(container.policy, rules)
+    start = max(start, base_without_success(container, end))
+    if policy is None or policy == "Never" or start >= end:
+        return None
+    lapses = _lapses(policy, _steps(container, _good(runs), start, end), rules)
+    uncovered = sum((until - since for since, until, _ in lapses), NOTHING)
+    return (end - start - uncovered) / (end - start)
+
+
+def _good(runs: Iterable[Run]) -> list[Run]:
+    return [run for run in runs if run.ended is not None and run.error is None]
+
+
+def _bad(runs: Iterable[Run], now: datetime, rules: Rules) -> list[Run]:
+    """The failed and stalled runs, oldest first."""
+    others = (run for run in runs if run.ended is None or run.error is not None)
+    return sorted(run for run in others if run.outcome(now, rules.max_runtime) is not Outcome.RUNNING)
+
+
+def _last_row(runs: Iterable[Run], default: datetime) -> datetime:
+    return max((max(run.started, run.ended or run.started) for run in runs), default=default)
+
+
+def _steps(container: Container, good: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Step]:
+    """The time in steps; the base is the start of the newest run that had succeeded by then, or the creation."""
+    base, newest = base_without_success(container, end), LONG_AGO
+    # a run that ended before it started, by a wrong clock, counts from its start: no base lies in the future
+    for succeeded, started in sorted((max(run.started, run.ended or run.started), run.started) for run in good):
+        if succeeded >= end:
+            break
+        if started > newest:
+            if succeeded > start:
+                yield start, succeeded, base
+                start = succeeded
+            base = newest = started
+    yield start, end, base
+
+
+def _lapses(policy: str, steps: Iterable[_Step], rules: Rules) -> Iterator[_Step]:
+    """The uncovered part of each step that has one, and the moment since when a run would have covered its start."""
+    for since, until, base in steps:
+        lapse = due_at(policy, base, rules) + rules.grace
+        if lapse < until:
+            since = max(since, lapse)
+            yield since, until, since - (lapse - base)
+
+
+def _stretches(policy: str, steps: Iterable[_Step], bad: Sequence[Run], rules: Rules) -> tuple[Stretch, ...]:
+    """The uncovered time in one piece where one step's follows upon another's."""
+    found: list[_Step] = []
+    for since, until, run_since in _lapses(policy, steps, rules):
+        if found and found[-1][1] == since:
+            since, _, run_since = found.pop()
+        found.append((since, until, run_since))
+    starts = [run.started for run in bad]
+    return tuple(
+        Stretch(since, until, tuple(bad[bisect_left(starts, run_since) : bisect_left(starts, until)]))
+        for since, until, run_since in found
+    )
+
+
+def _worst_age(steps: Iterable[_Step]) -> timedelta | None:
+    """The greatest age of a base; None if there was a time without one."""
+    worst = max(until - base for _, until, base in steps)
+    return None if any(base == LONG_AGO for _, _, base in steps) else worst
+
+
+def _by_day(stretches: Iterable[Stretch], days: Sequence[Day], period: Period) -> list[timedelta]:
+    """The uncovered time of each day."""
+    uncovered = [NOTHING] * len(days)
+    for stretch in stretches:
+        place = period.place(stretch.start) or 0
+        while place < len(days) and days[place].start < stretch.end:
+            uncovered[place] += min(stretch.end, days[place].end) - max(stretch.start, days[place].start)
+            place += 1
+    return uncovered
+
+
+def _outcomes(
+    days: Sequence[Day], start: datetime, uncovered: Sequence[timedelta], bad_days: Collection[int | None]
+) -> tuple[DayOutcome, ...]:
+    outcomes = []
+    for place, day in enumerate(days):
+        if day.end <= start:
+            outcomes.append(DayOutcome.BEFORE)
+        elif not uncovered[place]:
+            outcomes.append(DayOutcome.OK)
+        else:
+            outcomes.append(DayOutcome.FAILED if place in bad_days else DayOutcome.NONE)
+    return tuple(outcomes)
+
+
+# --- Durations -----------------------------------------------------------------------------------------
+
+
+def typical_duration(runs: Iterable[Run], since: datetime) -> timedelta | None:
+    """The median duration of the runs before the last one that succeeded since then; None if there are too few."""
+    before = [run.duration for run in sorted(_good(runs))[:-1] if run.started >= since]
+    known = [duration for duration in before if duration is not None]
+    return _median(known) if len(known) >= TYPICAL_RUNS else None
+
+
+def suspicious_duration(took: timedelta | None, typical: timedelta | None) -> bool:
+    """Whether the last run was so much shorter or longer than usual that its dump may be bad."""
+    if took is None or typical is None or typical < SHORTEST_TYPICAL:
+        return False
+    return took * SUSPICIOUS_FACTOR < typical or took > typical * SUSPICIOUS_FACTOR
+
+
+def _median(durations: Iterable[timedelta]) -> timedelta | None:
+    ordered = sorted(durations)
+    half = len(ordered) // 2
+    return (ordered[half] + ordered[-half - 1]) / 2 if ordered else None

@@ -1,0 +1,259 @@
+"""From findings to metric families, and from those to the text format (SPEC section 5).
+
+This module judges nothing, reads no clock and writes no file: `textfile` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Sample
+from prometheus_client.registry import Collector
+
+from audit.findings import Audit, Finding
+from audit.policy import Run, Status
+from audit.printable import one_line, shorten
+
+ERROR_LENGTH = 120
+"""How many characters of an error become a label."""
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A family with at most one series a container, labelled with its name and c_id."""
+
+    name: str
+    help: str
+    value: Callable[[Finding], float | None]
+    """The sample's value; None for no series."""
+    labels: Mapping[str, Callable[[Finding], str | None]] = field(default_factory=dict)
+    """Labels beside name and c_id."""
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def _started(run: Run | None) -> float | None:
+    return None if run is None else run.started.timestamp()
+
+
+def _duration(run: Run | None) -> float | None:
+    return None if run is None or run.duration is None else run.duration.total_seconds()
+
+
+def _error(finding: Finding) -> str | None:
+    if finding.verdict.status is not Status.FAILED or finding.verdict.concluded is None:
+        return None
+    return shorten(one_line(finding.verdict.concluded.error), ERROR_LENGTH)
+
+
+PER_CONTAINER = (
+    _Metric(
+        "mydb_backup_status",
+        "1 for the present status of the container's backups.",
+        lambda finding: 1,
+        {"status": lambda finding: finding.verdict.status.value},
+    ),
+    _Metric(
+        "mydb_backup_severity",
+        "Severity of the status: 0 OK, 1 warning, 2 critical.",
+        lambda finding: finding.verdict.severity,
+    ),
+    _Metric(
+        "mydb_backup_last_success_timestamp_seconds",
+        "Start of the last succeeded backup run, in seconds since the epoch.",
+        lambda finding: _started(finding.verdict.last_success),
+    ),
+    _Metric(
+        "mydb_backup_last_run_timestamp_seconds",
+        "Start of the newest backup run, whatever became of it, in seconds since the epoch.",
+        lambda finding: _started(finding.verdict.last_run),
+    ),
+    _Metric(
+        "mydb_backup_last_duration_seconds",
+        "Duration of the last succeeded backup run.",
+        lambda finding: _duration(finding.verdict.last_success),
+    ),
+    _Metric(
+        "mydb_backup_due_timestamp_seconds",
+        "When a newer successful run must have started, in seconds since the epoch.",
+        lambda finding: _seconds(finding.verdict.due),
+    ),
+    _Metric(
+        "mydb_backup_container_info",
+        "Always 1; the labels describe the container.",
+        lambda finding: 1,
+        {
+            "policy": lambda finding: finding.verdict.policy,
+            "engine": lambda finding: finding.container.engine,
+            "state": lambda finding: finding.container.state,
+            "owner": lambda finding: finding.container.owner,
+            "contact": lambda finding: finding.container.contact,
+        },
+    ),
+    _Metric(
+        "mydb_backup_failure_info",
+        "1 for each container whose status is failed; the label error is the message.",
+        lambda finding: 1 if _error(finding) is not None else None,
+        {"error": _error},
+    ),
+    _Metric(
+        "mydb_backup_exception_until_timestamp_seconds",
+        "End of the container's accepted exception, in seconds since the epoch, until a week after it.",
+        lambda finding: _seconds(finding.known_problem.ends) if finding.known_problem else None,
+    ),
+    _Metric(
+        "mydb_backup_covered_ratio",
+        "Share of the last history_days in which the container was covered by a backup, from 0 to 1.",
+        lambda finding: finding.covered_ratio,
+    ),
+    _Metric(
+        "mydb_backup_typical_duration_seconds",
+        "Median duration of the succeeded runs before the last one, over the last history_days.",
+        lambda finding: finding.typical_duration.total_seconds() if finding.typical_duration is not None else None,
+    ),
+)
+
+
+class _Families(Collector):
+    """A collector of families that are made one at a time, while the exposition is written."""
+
+    def __init__(self, families: Iterable[GaugeMetricFamily]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        return self._families
+
+
+def exposition(families: Iterable[GaugeMetricFamily], site: str | None = None) -> bytes:
+    """The families in the text format, from a registry of their own; with `site` each series has that label."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(_of_site(family, site) if site else family for family in families))
+    return generate_latest(registry)
+
+
+def _of_site(family: GaugeMetricFamily, site: str) -> GaugeMetricFamily:
+    family.samples = [
+        sample._replace(labels={"site": _label_value(site), **sample.labels}) for sample in family.samples
+    ]
+    return family
+
+
+def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFamily]:
+    """What an audit found, as gauges; with `legacy` also under the original Backup Audit's names."""
+    labelled = _label(audit.findings)
+    for metric in PER_CONTAINER:
+        family = _family(metric, labelled)
+        if family.samples:
+            yield family
+    by_status = {status.value: count for status, count in audit.counts().items()}
+    yield _by_label("mydb_backup_containers", "Containers by status.", "status", by_status)
+    yield _by_label(
+        "mydb_backup_log_rows_ignored",
+        "Rows in the recent part of the backup log (undated: in all of it) that no verdict could use.",
+        "reason",
+        audit.ignored.counts,
+    )
+    yield GaugeMetricFamily(
+        "mydb_backup_messages_unrecognised",
+        "Runs of the last window_hours whose message is neither an error nor known as fine.",
+        value=audit.unrecognised,
+    )
+    if audit.newest_row is not None:
+        yield GaugeMetricFamily(
+            "mydb_backup_log_newest_timestamp_seconds",
+            "Newest row of the backup log, of any container, in seconds since the epoch.",
+            value=audit.newest_row.timestamp(),
+        )
+    yield GaugeMetricFamily(
+        "mydb_backup_audit_timestamp_seconds",
+        "The moment that this audit is about, in seconds since the epoch.",
+        value=audit.now.timestamp(),
+    )
+    if legacy:
+        yield from _legacy_families(audit)
+
+
+def run_families(
+    success: bool, at: float, duration: float, clock_skew: float | None, version: str
+) -> Iterator[GaugeMetricFamily]:
+    """How a run of the audit itself went; `at` is this host's clock in seconds since the epoch."""
+    yield GaugeMetricFamily("mydb_backup_audit_success", "1 if the last audit was completed, else 0.", value=success)
+    yield GaugeMetricFamily(
+        "mydb_backup_audit_run_timestamp_seconds",
+        "End of the last audit by this host's clock, in seconds since the epoch.",
+        value=at,
+    )
+    yield GaugeMetricFamily("mydb_backup_audit_duration_seconds", "Duration of the last audit.", value=duration)
+    if clock_skew is not None:
+        yield GaugeMetricFamily(
+            "mydb_backup_audit_clock_skew_seconds",
+            "This host's clock minus the database server's.",
+            value=clock_skew,
+        )
+    about = "Always 1; the label is this program's version."
+    yield _by_label("mydb_backup_audit_info", about, "version", {version: 1})
+
+
+def _label(findings: Iterable[Finding]) -> list[tuple[dict[str, str], Finding]]:
+    """Each finding with its labels name and c_id. Where two would have equal labels, the worse one is taken:
+    node_exporter keeps the first of two equal series and loses the other silently.
+    """
+    labelled: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        c_id = finding.container.c_id
+        key = _label_value(finding.container.name), "" if c_id is None else str(c_id)
+        if key not in labelled or labelled[key].verdict.severity < finding.verdict.severity:
+            labelled[key] = finding
+    return [({"name": name, "c_id": c_id}, finding) for (name, c_id), finding in labelled.items()]
+
+
+def _label_value(text: str | None) -> str:
+    """Text as a label value: anything but half of a surrogate pair, which UTF-8 cannot hold."""
+    if not text or text.isascii():
+        return text or ""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _family(metric: _Metric, labelled: Iterable[tuple[dict[str, str], Finding]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(metric.name, metric.help)
+    for labels, finding in labelled:
+        value = metric.value(finding)
+        if value is not None:
+            if metric.labels:
+                labels = labels | {label: _label_value(text(finding)) for label, text in metric.labels.items()}
+            family.samples.append(Sample(metric.name, labels, value))  # add_sample takes twice as long
+    return family
+
+
+def _legacy_families(audit: Audit) -> Iterator[GaugeMetricFamily]:
+    """The original's four metrics; it knew containers by their names alone, so a name has one series."""
+    critical = {"null": 0}
+    last: dict[str, Run] = {}
+    for finding in audit.findings:
+        name, success = _label_value(finding.container.name), finding.verdict.last_success
+        if finding.verdict.severity == 2:
+            critical[name] = 1
+        if success and (name not in last or last[name].started < success.started):
+            last[name] = success
+    fine = {name: run for name, run in last.items() if not critical.get(name)}
+    durations = {name: _duration(run) for name, run in fine.items()}
+    starts = {name: _started(run) for name, run in fine.items()}
+    failure = "1 for each container whose backup is in a critical state."
+    yield _by_label("mydb_backup_report_date", "Time of this report.", "name", {"reportdate": audit.now.timestamp()})
+    yield _by_label("mydb_backup_failure", failure, "name", critical)
+    yield _by_label("mydb_backup_duration", "Duration of the last good backup in seconds.", "name", durations)
+    yield _by_label("mydb_backup_start", "Start of the last good backup.", "name", starts)
+
+
+def _by_label(name: str, documentation: str, label: str, values: Mapping[str, float | None]) -> GaugeMetricFamily:
+    """A family with a series for each value of one label; None for no series."""
+    family = GaugeMetricFamily(name, documentation, labels=[label])
+    for text, value in values.items():
+        if value is not None:
+            family.add_metric([text], value)
+    return family
