@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import admin_db  # noqa: E402
-from models import ContainerRow  # noqa: E402
+from models import ContainerRow, ContainerState  # noqa: E402
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -190,14 +190,14 @@ def add_container(session: Session, plan: Plan, now: datetime) -> int:
     created = now - plan.age * DAY
     form = docker_inspect if plan.version == 1 else swarm_service
     row: ContainerRow = admin_db.add_container(session, plan.name, form(plan, created), created)
-    admin_db.add_state(session, row.id, plan.name, "running", plan.owner, created)
-    admin_db.log_action(session, row.id, plan.name, "create", f"created by {plan.owner}", created)
+    admin_db.add_state(session, row.id, plan.name, changed_by=plan.owner, ts=created)
+    admin_db.log_action(session, row.id, plan.name, "create", description=f"created by {plan.owner}", ts=created)
     if plan.state != "running":
         admin_db.update_state(session, row.id, plan.state, "admin", now - 4 * DAY)
     if plan.deleted is not None:
-        admin_db.delete_state(session, row.id)
+        admin_db.delete(session, ContainerState, c_id=row.id)
         deleted = now - plan.deleted * DAY
-        admin_db.log_action(session, row.id, plan.name, "delete", f"deleted by {plan.owner}", deleted)
+        admin_db.log_action(session, row.id, plan.name, "delete", description=f"deleted by {plan.owner}", ts=deleted)
     return row.id
 
 

@@ -8,3 +8,4 @@ _here = Path(__file__).resolve().parent
 database_url = f"sqlite:///{relpath(_here / 'admin.db')}"
 prometheus_file = _here / "textfiles" / "backup_audit.prom"
 extra_jobs = {"offsite": "Daily"}
+exceptions = {"bookings": ("2030-12-31", "frozen for the paper, ticket 4711")}
