@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Measures the whole audit on large sites, beside other ways to ask the same; bench/README.md tells more.
+"""Measures the whole audit on large sites, in three states, with and without the index; see bench/README.md.
 
-Starts a PostgreSQL of its own, fills it, measures, prints a table, and removes all of it. Exit status: 0 if
+Starts a PostgreSQL of its own, fills it, measures, prints tables, and removes all of it. Exit status: 0 if
 every target is met, 1 if one is missed, 2 if it could not be measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -17,174 +16,129 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import psycopg2
 
 BENCH = Path(__file__).resolve().parent
 TOP = BENCH.parent
 sys.path.insert(0, str(TOP))
 
 from admin_db import create_tables  # noqa: E402
-from backup_audit import VERSION  # noqa: E402
-from tests.postgres import ADMIN_USER, HOST, Database, Server, installations, started_server  # noqa: E402
+from tests.postgres import ADMIN_USER, Database, Server, installations, started_server  # noqa: E402
 
-SITES = "200x1000,2000x1500,10000x365,2000x300"
-QUICK_SITES = "100x60,200x30"
-STATES = ("calm", "troubled")
+LARGE, WIDE, SHORT = "2000x1500", "10000x365", "2000x300"
+"""The sites of the targets: so many containers, so many days of history."""
+QUICK_SITES = "300x40,100x60"
+
+STATES = ("calm", "ordinary", "outage")
+"""Each but the first is made of the one before, by the script of its name."""
+
+IMPORTS = [sys.executable, "-c", "import sqlalchemy, psycopg2, prometheus_client"]
+AUDIT = [sys.executable, str(TOP / "backup_audit.py"), "--config", "mydb_config.py"]
+HISTORY = {"table": [], "CSV": ["--csv"], "HTML": ["--html", "history.html"]}
+"""The formats of `--history 365`."""
 MB = 2**20
-
-YEAR_OF = "2000x1500"
-"""The site of which also a year's history is printed."""
-
-IMPORTS = "import sqlalchemy, psycopg2, prometheus_client"
-
-METADATA = "SELECT name, data, ts FROM containers WHERE id = %s"
-LAST_ROWS = "SELECT state, backup_id, err_msg, ts FROM backups WHERE c_id = %s ORDER BY ts DESC LIMIT 10"
-
-
-class BenchError(Exception):
-    """The measurement cannot be made, or would mean nothing."""
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
+"""This machine's, in MB."""
 
 
 # --- What is measured ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Size:
-    """A site of so many containers, with so many days of history."""
-
-    containers: int
-    days: int
-
-    def __str__(self) -> str:
-        return f"{self.containers}x{self.days}"
-
-    @classmethod
-    def parse(cls, text: str) -> Size:
-        """The size that `2000x1500` means. Raises `ValueError`."""
-        containers, days = (int(number) for number in text.strip().lower().split("x"))
-        if containers < 1 or days < 1:
-            raise ValueError(text)
-        return cls(containers, days)
-
-
 @dataclass
 class Site:
-    """A filled database, and the audit's configuration for it."""
+    """A filled database, and a folder with the audit's configuration for it."""
 
-    size: Size
+    name: str
     database: Database
     folder: Path
-    rows: int = 0
-
-    @property
-    def config(self) -> Path:
-        """The audit's `mydb_config.py`."""
-        return self.folder / "mydb_config.py"
-
-    @property
-    def bare_config(self) -> Path:
-        """The same with `history_days = 0`."""
-        return self.folder / "without_history.py"
-
-    @property
-    def textfile(self) -> Path:
-        """What the audit writes."""
-        return self.folder / "backup_audit.prom"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One run of one program."""
-
-    seconds: float
-    cpu: float
-    memory: int
+    rows: int
+    index: str = ""
+    """The index's size, and the time that it took to make."""
 
 
 @dataclass
-class Figures:
-    """All that was measured of one site in one state."""
+class Result:
+    """What was measured of one program, on one site in one state."""
 
-    size: Size
+    site: Site
     state: str
-    rows: int
-    samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
-    """By program, see `commands`."""
+    index: str
+    """`with` or `without` it."""
+    program: str
+    command: list[str]
+    seconds: list[float] = field(default_factory=list)
+    imports: list[float] = field(default_factory=list)
+    """Seconds for importing the packages, just before."""
+    peak: float = 0
+    """Memory in MB, of the largest run."""
     selects: int = 0
-    statements: int = 0
-    one_by_one: float = 0.0
-    """Seconds for all containers, extrapolated from `asked` of them."""
-    asked: int = 0
-    summary: str = ""
+    found: str = ""
+    """The containers by status."""
 
-    def seconds(self, program: str) -> float:
-        """The median wall time of a program."""
-        return statistics.median(sample.seconds for sample in self.samples[program])
+    @property
+    def median(self) -> float:
+        """The median wall time in seconds."""
+        return statistics.median(self.seconds)
 
-    def memory(self, program: str) -> float:
-        """The peak memory of a program in MB, in its largest run."""
-        return max(sample.memory for sample in self.samples[program]) / MB
+    @property
+    def ratio(self) -> float:
+        """How many times as long as importing the packages it takes."""
+        return self.median / statistics.median(self.imports)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A promise of the specification, and what became of it."""
+    """A promise of the specification, and what was measured in each case."""
 
     text: str
-    state: str
-    value: float
+    index: str
     limit: float
-    at_least: bool = False
-    unit: str = "x"
+    unit: str
+    measured: dict[str, float]
 
     @property
-    def met(self) -> bool:
-        """Whether it was kept."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+    def worst(self) -> tuple[str, float]:
+        """The case that decides, and its figure."""
+        return max(self.measured.items(), key=lambda item: item[1])
+
+    @property
+    def excess(self) -> float:
+        """By which part of the limit it is missed; 0 or less if it is met."""
+        return self.worst[1] / self.limit - 1
 
 
-def targets(figures: Sequence[Figures]) -> Iterator[Target]:
-    """Those of the targets whose sites were measured. The times are those of calm sites: a container may not be
-    called late, missed or new before all of the log has been looked through.
-    """
-    for state in STATES:
-        sites = {str(each.size): each for each in figures if each.state == state}
-        for audit in ("bare", "audit") if state == "calm" else ():
-            yield from targets_of(audit, state, sites)
-        for size, site in sites.items():
-            yield Target(f"{size}: SELECT statements", state, site.selects, 6, unit="")
-        if year_site := sites.get(YEAR_OF):
-            for program, options in (("year", "--history 365"), ("year as CSV", "--history 365 --csv")):
-                yield Target(f"{YEAR_OF}: {options}", state, year_site.seconds(program), 5, unit="s")
-                yield Target(f"{YEAR_OF}: {options}, peak memory", state, year_site.memory(program), 200, unit="MB")
-
-
-def targets_of(audit: str, state: str, sites: Mapping[str, Figures]) -> Iterator[Target]:
-    """The targets of the nightly audit: of the verdicts alone (`bare`), or with the history metrics (`audit`)."""
-    kind = "verdicts alone" if audit == "bare" else "with history"
-    if large := sites.get("2000x1500"):
-        ratio = large.seconds(audit) / large.seconds("imports")
-        yield Target(f"2000x1500, {kind} / imports", state, ratio, 2.5)
-        if short := sites.get("2000x300"):
-            ratio = large.seconds(audit) / short.seconds(audit)
-            yield Target(f"2000x1500 / 2000x300, {kind}", state, ratio, 1.2)
-        speed = large.one_by_one / large.seconds(audit)
-        yield Target(f"2000x1500, one by one / {kind}", state, speed, 200, at_least=True)
-        yield Target(f"2000x1500, {kind}", state, large.seconds(audit), 1, unit="s")
-    if wide := sites.get("10000x365"):
-        ratio = wide.seconds(audit) / wide.seconds("imports")
-        yield Target(f"10000x365, {kind} / imports", state, ratio, 6)
-        yield Target(f"10000x365, {kind}, peak memory", state, wide.memory(audit), 150, unit="MB")
+def targets(results: Sequence[Result]) -> list[Target]:
+    """The targets of all that was measured."""
+    found = []
+    audits = [each for each in results if each.program == "audit"]
+    for index, limits in (("with", (4, 12, 1.15)), ("without", (5.5, 12, 1.6))):
+        large, wide, short = (
+            {each.state: each for each in audits if (each.site.name, each.index) == (site, index)}
+            for site in (LARGE, WIDE, SHORT)
+        )
+        growth = {state: large[state].median / short[state].median for state in large.keys() & short.keys()}
+        found += [
+            Target(f"{LARGE} / imports", index, limits[0], "x", {state: each.ratio for state, each in large.items()}),
+            Target(f"{WIDE} / imports", index, limits[1], "x", {state: each.ratio for state, each in wide.items()}),
+            Target(f"{LARGE} / {SHORT}", index, limits[2], "x", growth),
+        ]
+    for name in HISTORY:
+        text = f"{LARGE} --history 365, {name}"
+        years = [each for each in results if (each.site.name, each.program) == (LARGE, name)]
+        found.append(Target(text, "with", 8, "s", {each.state: each.median for each in years}))
+        found.append(Target(text, "with", 200, "MB", {each.state: each.peak for each in years}))
+    cases = {f"{each.site.name} {each.state}, {each.index}": each for each in audits}
+    peaks = {case: each.peak for case, each in cases.items()}
+    selects: dict[str, float] = {case: each.selects for case, each in cases.items()}
+    found.append(Target("every audit, peak memory", "both", 150, "MB", peaks))
+    found.append(Target("every audit, SELECT statements", "both", 6, "", selects))
+    return [target for target in found if target.measured]
 
 
 # --- The server and its sites --------------------------------------------------------------------------
@@ -194,10 +148,10 @@ def targets_of(audit: str, state: str, sites: Mapping[str, Figures]) -> Iterator
 def server_of_our_own() -> Iterator[Server]:
     """A PostgreSQL with settings that suit this machine; fills fast, and rests while others measure."""
     if not (found := installations()):
-        raise BenchError("no PostgreSQL was found: pip install -r requirements-dev.txt")
+        raise RuntimeError("no PostgreSQL was found: pip install -r requirements-dev.txt")
     settings = {
-        "shared_buffers": f"{min(total_memory() // 4, 2048 * MB) // MB}MB",
-        "effective_cache_size": f"{total_memory() // 2 // MB}MB",
+        "shared_buffers": f"{min(MEMORY // 4, 2048)}MB",
+        "effective_cache_size": f"{MEMORY // 2}MB",
         "maintenance_work_mem": "256MB",
         "wal_level": "minimal",
         "max_wal_senders": "0",
@@ -213,151 +167,107 @@ def server_of_our_own() -> Iterator[Server]:
         server.remove()
 
 
-def total_memory() -> int:
-    """This machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def fill(server: Server, size: Size, folder: Path, history_days: int) -> Site:
-    """A database with a calm site of this size."""
-    database = server.create_database(f"site_{size}")
+def fill(server: Server, name: str, folder: Path) -> Site:
+    """A new database with a calm site."""
+    containers, days = name.split("x")
+    database = server.create_database(f"site_{name}")
     create_tables(database.engine)
     database.engine.dispose()
-    run_script(database, "fill.sql", containers=size.containers, days=size.days)
-    site = Site(size, database, folder / str(size))
-    site.folder.mkdir(parents=True, exist_ok=True)
-    for config, days in ((site.config, history_days), (site.bare_config, 0)):
-        settings = {**database.settings, "prometheus_file": str(site.textfile), "history_days": days}
-        lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
-        config.write_text("".join(lines), encoding="utf-8")
+    database.psql(BENCH / "fill.sql", f"--set=containers={containers}", f"--set=days={days}")
+    site = Site(name, database, folder / name, rows=database.execute("SELECT count(*) FROM backups")[0][0])
+    site.folder.mkdir()
+    settings = {**database.settings, "prometheus_file": "backup_audit.prom"}
+    lines = (f"{key} = {value!r}\n" for key, value in settings.items())
+    (site.folder / "mydb_config.py").write_text("".join(lines), encoding="utf-8")
     return site
 
 
-def run_script(database: Database, name: str, **values: object) -> None:
-    """Run one of the SQL scripts of this folder."""
-    database.psql(BENCH / name, *(f"--set={key}={value}" for key, value in values.items()))
+def create_index(site: Site) -> None:
+    """Make the index as a site does."""
+    started = time.perf_counter()
+    site.database.psql(TOP / "deploy" / "log_index.sql", user=ADMIN_USER)
+    size = site.database.execute("SELECT pg_size_pretty(pg_relation_size('backups_ts'))")[0][0]
+    site.index = f"{size} in {time.perf_counter() - started:.1f} s"
 
 
 # --- Measuring -----------------------------------------------------------------------------------------
 
 
-def measure(sites: Sequence[Site], state: str, runs: int, patience: float) -> list[Figures]:
-    """All figures of all sites: the programs take turns, so that what else the machine does hits them alike."""
-    figures = []
-    for site in sites:
-        site.rows = site.database.execute("SELECT count(*) FROM backups")[0][0]
-        each = Figures(site.size, state, site.rows)
-        warm_up(site, each)
-        figures.append(each)
-    for turn in range(runs):
-        say(f"{state}: run {turn + 1} of {runs}")
-        for site, each in zip(sites, figures, strict=True):
-            for program, command in commands(site).items():
-                each.samples[program].append(timed(command, site))
-    for site, each in zip(sites, figures, strict=True):
-        say(f"{state}: {site.size} one container at a time")
-        each.asked, seconds = one_by_one(site, patience)
-        each.one_by_one = seconds / each.asked * site.size.containers
-    return figures
+def measure_all(sites: Sequence[Site], states: Iterable[str], runs: int) -> list[Result]:
+    """Measure calm sites in each of these states, without the index and with it; the first site's history as well."""
+    results = []
+    for state in STATES:
+        if state != STATES[0]:
+            for site in sites:
+                site.database.psql(BENCH / f"{state}.sql")
+        if state not in states:
+            continue
+        without = [Result(site, state, "without", "audit", [*AUDIT, "-q"]) for site in sites]
+        measure(without, runs)
+        for site in sites:
+            create_index(site)
+        with_index = [replace(each, index="with", seconds=[], imports=[], peak=0) for each in without]
+        year = [*AUDIT, "--history", "365"]
+        histories = [Result(sites[0], state, "with", name, [*year, *HISTORY[name]]) for name in HISTORY]
+        measure(with_index + histories, runs)
+        for one, other in zip(without, with_index, strict=True):
+            one.site.database.execute("DROP INDEX backups_ts")
+            if one.found != other.found:
+                raise RuntimeError(f"{one.site.name}: the audit finds {one.found}, but {other.found} with the index")
+        results += without + with_index + histories
+    return results
 
 
-def commands(site: Site) -> dict[str, list[str]]:
-    """What is timed."""
-    psql = str(site.database.server.installation.bindir / "psql")
-    target = [f"--host={HOST}", f"--port={site.database.server.port}", f"--username={ADMIN_USER}"]
-    options = ["--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]
-    audit = [sys.executable, str(TOP / "backup_audit.py"), "--config"]
-    programs = {
-        "bare": [*audit, str(site.bare_config), "-q"],
-        "audit": [*audit, str(site.config), "-q"],
-        "imports": [sys.executable, "-c", IMPORTS],
-        "psql": [psql, *options, *target, f"--dbname={site.database.name}", f"--file={BENCH / 'best.sql'}"],
-    }
-    if str(site.size) == YEAR_OF:
-        programs["year"] = [*audit, str(site.config), "--history", "365"]
-        programs["year as CSV"] = [*programs["year"], "--csv"]
-    return programs
+def measure(results: Sequence[Result], runs: int) -> None:
+    """The programs take turns, so that what else the machine does hits them alike."""
+    for turn in range(runs + 1):
+        say(f"{results[0].state}, {results[0].index} index: {f'run {turn} of {runs}' if turn else 'warming up'}")
+        for each in results:
+            if turn:
+                each.imports.append(run(IMPORTS, each.site)[0])
+                seconds, memory = run(each.command, each.site)
+                each.seconds.append(seconds)
+                each.peak = max(each.peak, memory)
+            else:
+                warm_up(each)
 
 
-def timed(command: list[str], site: Site) -> Sample:
-    """Run a command through the stopwatch."""
-    watch = [sys.executable, "-I", "-S", str(BENCH / "stopwatch.py"), *command]
-    answer = run(watch, site)
-    complaint, _, figures = answer.stderr.rstrip().rpartition("\n")
-    found = json.loads(figures)
-    if found.pop("status") not in (0, 1, 2) or complaint.strip():
-        raise BenchError(f"{' '.join(command)} failed: {complaint.strip()}")
-    return Sample(**found)
-
-
-def run(command: list[str], site: Site) -> subprocess.CompletedProcess[str]:
-    """Run a command in an environment without anything that changes how Python starts."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PG"))}
-    environment["PGPASSFILE"] = str(site.database.server.passfile)
-    return subprocess.run(  # noqa: S603 - nothing in it comes from outside
-        command, env=environment, cwd=site.folder, capture_output=True, text=True, check=False
-    )
-
-
-def warm_up(site: Site, figures: Figures) -> None:
-    """Run everything once, count the audit's statements, and see that two ways lead to the same answer."""
-    programs = commands(site)
-    run(programs["imports"], site)
-    figures.selects, figures.statements = count_statements(programs["audit"], site)
-    loud = [option for option in programs["audit"] if option != "-q"]
-    figures.summary = " ".join(run([*loud, "-v"], site).stdout.strip().rpartition("\n\n")[2].split())
-    theirs = dict(re.findall(r"^(\d+)\|(\d+)\.\d+\|", run(programs["psql"], site).stdout, re.MULTILINE))
-    metric = r'^mydb_backup_last_success_timestamp_seconds\{[^}]*?c_id="(\d+)"[^}]*\} (\S+)$'
-    found = re.findall(metric, site.textfile.read_text("utf-8"), re.MULTILINE)
-    ours = {c_id: str(int(float(moment))) for c_id, moment in found}
-    if ours != theirs:
-        raise BenchError(f"{site.size}: the audit and best.sql differ on {sorted(ours.items() ^ theirs.items())[:4]}")
-
-
-def count_statements(audit: list[str], site: Site) -> tuple[int, int]:
-    """How many SELECT statements and how many statements at all the server gets from one audit."""
-    database, log = site.database, site.database.server.folder / "log"
+def warm_up(program: Result) -> None:
+    """Run it once; note how many SELECT statements the server gets, and what the last audit found."""
+    database = program.site.database
+    log = database.server.folder / "log"
+    before = log.stat().st_size
     database.execute(f"ALTER ROLE {ADMIN_USER} SET log_statement = 'all'")
-    try:
-        before = log.stat().st_size
-        answer = run(audit, site)
-        with log.open("rb") as lines:
-            lines.seek(before)
-            logged = lines.read().decode("utf-8", "replace")
-    finally:
-        database.execute(f"ALTER ROLE {ADMIN_USER} RESET log_statement")
-    if answer.returncode not in (0, 1, 2):
-        raise BenchError(f"the audit failed: {answer.stderr.strip()}")
-    statements = re.findall(r"LOG:  (?:statement|execute \S+): *(\w+)", logged)
-    selects = [word for word in statements if word.upper() in ("SELECT", "WITH", "DECLARE")]
-    return len(selects), len(statements)
+    run(program.command, program.site)
+    database.execute(f"ALTER ROLE {ADMIN_USER} RESET log_statement")
+    logged = log.read_bytes()[before:].decode("utf-8", "replace")
+    selects = r"LOG:  (?:statement|execute \S+):\s*(?:SELECT|WITH|DECLARE)\b"
+    program.selects = len(re.findall(selects, logged, re.IGNORECASE))
+    textfile = (program.site.folder / "backup_audit.prom").read_text("utf-8")
+    counts = re.findall(r'^mydb_backup_containers\{status="(\w+)"\} ([1-9]\d*)', textfile, re.MULTILINE)
+    program.found = ", ".join(f"{number} {status}" for status, number in counts)
 
 
-def one_by_one(site: Site, patience: float) -> tuple[int, float]:
-    """The obvious way: for each container its metadata, then its last rows. As many as `patience` allows.
+def run(command: list[str], site: Site) -> tuple[float, float]:
+    """Run a program; returns its wall time in seconds and its peak memory in MB. Raises `RuntimeError` if it fails.
 
-    Gives back how many were asked, and the seconds it took; connecting does not count.
+    Linux counts the memory of the starting process as the program's. An audit needs more, so that does no harm.
     """
-    connection = psycopg2.connect(
-        host=HOST,
-        port=site.database.server.port,
-        dbname=site.database.name,
-        user=ADMIN_USER,
-        passfile=str(site.database.server.passfile),
-    )
-    try:
-        with connection.cursor() as cursor:
-            started = time.perf_counter()
-            for c_id in range(1, site.size.containers + 1):
-                cursor.execute(METADATA, (c_id,))
-                cursor.fetchall()
-                cursor.execute(LAST_ROWS, (c_id,))
-                cursor.fetchall()
-                if (seconds := time.perf_counter() - started) > patience:
-                    break
-    finally:
-        connection.close()
-    return c_id, seconds
+    # nothing that changes how Python starts
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PG"))}
+    with tempfile.TemporaryFile() as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(  # noqa: S603 - nothing in it comes from outside
+            command, env=environment, cwd=site.folder, stdout=subprocess.DEVNULL, stderr=errors
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        complaint = errors.read().decode("utf-8", "replace").strip()
+    if process.returncode not in (0, 1, 2) or complaint:
+        raise RuntimeError(f"{' '.join(command)} exits {process.returncode}: {complaint}")
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
 
 
 # --- Telling -------------------------------------------------------------------------------------------
@@ -368,194 +278,71 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def machine(server: Server) -> list[str]:
-    """Where and with what this was measured."""
+def machine(server: Server) -> str:
+    """Where and with what this is measured."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("SQLAlchemy", "psycopg2-binary", "prometheus-client"))
-    postgres = server.execute("SHOW server_version")[0][0]
-    buffers = server.execute("SHOW shared_buffers")[0][0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [
-        f"Backup Audit {VERSION}, {date.today().isoformat()}",  # noqa: DTZ011 - the date of whoever runs it
-        f"Python {platform.python_version()}, {packages}",
-        f"PostgreSQL {postgres} on the same machine, shared_buffers {buffers}",
-        f"{cores} cores ({processor()}), {total_memory() / 2**30:.0f} GB, {platform.system()} {platform.machine()}",
-        f"load when it began {os.getloadavg()[0]:.1f}",
-    ]
+    postgres, buffers = (server.execute(f"SHOW {name}")[0][0] for name in ("server_version", "shared_buffers"))
+    return (
+        f"{date.today().isoformat()}; Python {platform.python_version()}, {packages}; "  # noqa: DTZ011 - of this place
+        f"PostgreSQL {postgres} on the same machine, shared_buffers {buffers}; "
+        f"{os.cpu_count()} cores, {MEMORY / 1024:.0f} GB, load {os.getloadavg()[0]:.1f} at the beginning"
+    )
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or "unknown"
+def tables(sites: Sequence[Site], results: Sequence[Result]) -> Iterator[list[list[str]]]:
+    """The sites, the audits, the histories and the targets; the first row of each table is its head."""
+    yield [["site", "log rows", "index made"], *([site.name, f"{site.rows:,}", site.index] for site in sites)]
+    audits = [["site", "state", "index", "audit", "fastest", "slowest", "/ imports", "peak", "SELECTs", "found"]]
+    histories = [["--history 365", "state", "index", "time", "fastest", "slowest", "/ imports", "peak"]]
+    for each in sorted(results, key=lambda each: sites.index(each.site)):
+        times = [f"{seconds:.2f} s" for seconds in (each.median, min(each.seconds), max(each.seconds))]
+        row = [each.state, each.index, *times, f"{each.ratio:.1f} x", f"{each.peak:.0f} MB"]
+        if each.program == "audit":
+            audits.append([each.site.name, *row, str(each.selects), each.found])
+        else:
+            histories.append([each.program, *row])
+    promises = [["target", "index", "limit", "measured", "worst in", ""]]
+    for target in targets(results):
+        case, value = target.worst
+        measured = f"{value:.{2 if target.unit in ('x', 's') else 0}f} {target.unit}"
+        verdict = f"missed by {target.excess:.0%}" if target.excess > 0 else "met"
+        promises.append([target.text, target.index, f"{target.limit:g} {target.unit}", measured, case, verdict])
+    yield from (table for table in (audits, histories, promises) if len(table) > 1)
 
 
-Table = list[list[str]]
-"""Rows of cells; the first row is the head, the first column is text, the others are numbers."""
-
-
-def figures_table(figures: Sequence[Figures]) -> Table:
-    """The figures of each site in each state."""
-    table = [["site", "rows", "bare", "audit", "imports", "psql", "one by one", "asked", "peak", "SELECTs"]]
-    for each in figures:
-        times = [f"{each.seconds(program):.3f} s" for program in ("bare", "audit", "imports", "psql")]
-        table.append(
-            [
-                f"{each.size} {each.state}",
-                f"{each.rows:,}",
-                *times,
-                f"{each.one_by_one:,.{0 if each.one_by_one >= 10 else 2}f} s",
-                f"{each.asked:,}",
-                f"{each.memory('bare'):.0f}, {each.memory('audit'):.0f} MB",
-                f"{each.selects} of {each.statements}",
-            ]
-        )
-    return table
-
-
-def ratios_table(figures: Sequence[Figures]) -> Table:
-    """How the audit compares with the others."""
-    table = [["site", "bare / imports", "audit / imports", "audit / psql", "one by one / audit", "spread of audit"]]
-    for each in figures:
-        audit = each.seconds("audit")
-        spread = sorted(sample.seconds for sample in each.samples["audit"])
-        table.append(
-            [
-                f"{each.size} {each.state}",
-                f"{each.seconds('bare') / each.seconds('imports'):.2f}",
-                f"{audit / each.seconds('imports'):.2f}",
-                f"{audit / each.seconds('psql'):.2f}",
-                f"{each.one_by_one / audit:,.0f}",
-                f"{spread[0]:.3f} to {spread[-1]:.3f} s",
-            ]
-        )
-    return table
-
-
-def targets_table(found: Sequence[Target]) -> Table:
-    """The targets, and which of them are met."""
-    table = [["target", "site is", "limit", "measured", ""]]
-    for target in found:
-        form = ".0f" if target.unit in ("", "MB") or target.limit >= 100 else ".2f"
-        sign = ">=" if target.at_least else "<="
-        limit = f"{sign} {target.limit:g} {target.unit}".strip()
-        measured = f"{target.value:,{form}} {target.unit}".strip()
-        table.append([target.text, target.state, limit, measured, "met" if target.met else "MISSED"])
-    return table
-
-
-def as_text(table: Table) -> list[str]:
-    """A table for people."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = []
-    for row in table:
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return lines
-
-
-def as_markdown(table: Table) -> list[str]:
-    """A table for bench/README.md."""
-    head, *rows = ("| " + " | ".join(row) + " |" for row in table)
-    return [head, "|---|" + "---:|" * (len(table[0]) - 1), *rows]
-
-
-def document(about: list[str], figures: Sequence[Figures], runs: int, days: int, markdown: bool) -> str:
-    """All that was found."""
-    layout = as_markdown if markdown else as_text
-    heading = "### " if markdown else ""
-    note = f"Median of {runs} runs; history_days = {days}; one by one extrapolated from as many as were asked."
-    parts = [
-        ["  \n".join(about) if markdown else "\n".join(about)],
-        [note],
-        [f"{heading}Figures", "", *layout(figures_table(figures))],
-        [f"{heading}Ratios", "", *layout(ratios_table(figures))],
-    ]
-    if found := list(targets(figures)):
-        parts.append([f"{heading}Targets", "", *layout(targets_table(found))])
-    return "\n\n".join("\n".join(part) for part in parts)
-
-
-def raw(figures: Sequence[Figures]) -> list[dict[str, Any]]:
-    """The single measurements, for whoever wants to look closer."""
-    return [
-        {
-            "site": str(each.size),
-            "state": each.state,
-            "rows": each.rows,
-            "summary": each.summary,
-            "selects": each.selects,
-            "statements": each.statements,
-            "one_by_one": {"seconds": each.one_by_one, "asked": each.asked},
-            "samples": {name: [vars(sample) for sample in samples] for name, samples in each.samples.items()},
-        }
-        for each in figures
-    ]
-
-
-# --- The main flow -------------------------------------------------------------------------------------
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Measure the audit of large sites.")
-    add = parser.add_argument
-    add("--sites", metavar="LIST", help=f"containers x days, with commas between (default: {SITES})")
-    add("--runs", type=int, metavar="N", help="measurements of each program (default: 5)")
-    add("--history-days", type=int, default=30, metavar="N", help="the audit's setting history_days (default: 30)")
-    add("--state", choices=STATES, action="append", help="only sites in this state (default: calm, then troubled)")
-    add("--keep", type=Path, metavar="DIR", help="keep configurations, textfiles and single measurements there")
-    add("--markdown", action="store_true", help="print Markdown, for bench/README.md")
-    add("--quick", action="store_true", help="tiny sites, one run: shows that everything works, measures nothing")
-    options = parser.parse_args(argv)
-    try:
-        sizes = [Size.parse(text) for text in (options.sites or (QUICK_SITES if options.quick else SITES)).split(",")]
-    except ValueError:
-        parser.error("--sites is a list such as 2000x1500,2000x300")
-    options.sizes = list(dict.fromkeys(sizes))
-    options.runs = options.runs or (1 if options.quick else 5)
-    if options.runs < 1:
-        parser.error("--runs must be at least 1")
-    return options
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, for people and for bench/README.md."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(map(str.ljust, row, widths)) for row in rows]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and tell; gives back the exit status."""
-    options = parse(argv)
-    with tempfile.TemporaryDirectory(prefix="backup-audit-bench-") as temporary:
-        folder = (options.keep or Path(temporary)).resolve()
-        try:
-            about, figures = bench(options, folder)
-        except (BenchError, RuntimeError) as error:
-            say(str(error))
-            return 2
-        print(document(about, figures, options.runs, options.history_days, options.markdown))
-        if options.keep:
-            (folder / "measurements.json").write_text(json.dumps(raw(figures), indent=2) + "\n", encoding="utf-8")
-    return 0 if all(target.met for target in targets(figures)) else 1
-
-
-def bench(options: argparse.Namespace, folder: Path) -> tuple[list[str], list[Figures]]:
-    """Fill all sites and measure them in every state that is wanted."""
-    states = options.state or STATES
-    with server_of_our_own() as server:
-        about = machine(server)
-        started = time.perf_counter()
-        say(f"filling {', '.join(map(str, options.sizes))}")
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            sites = list(pool.map(lambda size: fill(server, size, folder, options.history_days), options.sizes))
-        say(f"filled in {time.perf_counter() - started:.0f} s")
-        figures: list[Figures] = []
-        for state in STATES:
-            if state == "troubled" and state in states:
-                for site in sites:
-                    run_script(site.database, "trouble.sql")
-            if state in states:
-                figures += measure(sites, state, options.runs, 0.2 if options.quick else 10)
-    return about, figures
+    """Measure and tell; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Measure the audit of large sites.")
+    add = parser.add_argument
+    add("--sites", metavar="LIST", help=f"containers x days, with commas between (default: {LARGE},{WIDE},{SHORT})")
+    add("--state", choices=STATES, action="append", help="only sites in this state (default: all three)")
+    add("--runs", type=int, metavar="N", help="measurements of each program (default: 5)")
+    add("--quick", action="store_true", help="tiny sites, one run: shows that everything works, measures nothing")
+    options = parser.parse_args(argv)
+    names = (options.sites or (QUICK_SITES if options.quick else f"{LARGE},{WIDE},{SHORT}")).split(",")
+    runs = options.runs or (1 if options.quick else 5)
+    if runs < 1 or not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", name) for name in names):
+        parser.error("--sites is a list such as 2000x1500,2000x300, --runs at least 1")
+    try:
+        with tempfile.TemporaryDirectory(prefix="backup-audit-bench-") as folder, server_of_our_own() as server:
+            about = machine(server)
+            say(f"filling {', '.join(names)}")
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                sites = list(pool.map(lambda name: fill(server, name, Path(folder)), dict.fromkeys(names)))
+            results = measure_all(sites, options.state or STATES, runs)
+    except RuntimeError as error:
+        say(str(error))
+        return 2
+    print(about, f"Median of {runs} runs.", *map(as_markdown, tables(sites, results)), sep="\n\n")
+    return 1 if any(target.excess > 0 for target in targets(results)) else 0
 
 
 if __name__ == "__main__":
