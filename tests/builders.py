@@ -217,11 +217,10 @@ class Site:
         """Run `backup_audit.py` as cron would; `env` is added to the environment, `options` are subprocess.run's."""
         command = [sys.executable, str(TOP / "backup_audit.py"), *self._arguments(argv)]
         defaults: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 120}
+        defaults |= {"cwd": self.folder, "encoding": "utf-8"}
         return subprocess.run(
             command,
-            cwd=self.folder,
             env={**os.environ, **(env or {})},
-            encoding="utf-8",
             check=False,
             **{**defaults, **options},
         )

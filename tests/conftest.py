@@ -21,9 +21,9 @@ INSTALLATIONS = installations()
 EVERY_DATABASE = [pytest.param(None, id="sqlite"), *(pytest.param(one, id=one.id) for one in INSTALLATIONS)]
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM")
 
-settings.register_profile("tests", deadline=None, print_blob=True)
-settings.register_profile("ci", parent=settings.get_profile("tests"), derandomize=True)
-settings.load_profile("ci" if CI else "tests")
+settings.register_profile("tests", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("search", parent=settings.get_profile("tests"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))  # `search` draws new examples each time
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -358,7 +358,7 @@ class Server:
             return False
 
     def _write_passfile(self) -> None:
-        lines = [f"{HOST}:{self.port}:*:{name}:{_escaped(word)}\n" for name, word in self.passwords.items()]
+        lines = [f"{HOST}:*:*:{name}:{_escaped(word)}\n" for name, word in self.passwords.items()]
         self.passfile.unlink(missing_ok=True)
         self.passfile.touch(mode=0o600)
         self.passfile.write_text("".join(lines), encoding="utf-8")

@@ -1,548 +1,428 @@
-"""The data layer: every routine of `admin_db` that creates, reads, updates or deletes, on every database."""
+"""The data layer: engines, sessions, the four tables, and the reads of the audit, on every database."""
 
 from __future__ import annotations
 
+import io
+import json
 import sqlite3
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
-from sqlalchemy import event, func, inspect, select, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+import sqlalchemy as sa
+from psycopg2 import extensions
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.orm import Session
 
 import admin_db
-from models import Base, ContainerRow
-from tests.builders import Site
-from tests.postgres import ADMIN_USER, HOST, SUPERUSER, Server
+from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
+from tests.builders import SECRET, TOP, Site
+from tests.postgres import ADMIN_USER, HOST, Server
 
 TS = datetime(2026, 3, 13, 18, 7, 31)
 LATER = TS + timedelta(minutes=23)
-
+MODELS: list[type[Any]] = [ContainerRow, ContainerState, ActionLog, BackupLog]
 TABLES = {
-    "containers": {"id": "int", "name": "text", "data": "json", "ts": "timestamp"},
-    "container_state": {
-        "id": "int",
-        "c_id": "int",
-        "name": "text",
-        "state": "text",
-        "last_state": "text",
-        "observerd": "text",
-        "changed_by": "text",
-        "ts": "timestamp",
-    },
-    "action_log": {
-        "id": "int",
-        "c_id": "int",
-        "name": "text",
-        "action": "text",
-        "description": "text",
-        "ts": "timestamp",
-    },
-    "backups": {
-        "id": "int",
-        "c_id": "int",
-        "name": "text",
-        "state": "text",
-        "backup_id": "text",
-        "backup_type": "text",
-        "url": "text",
-        "command": "text",
-        "err_msg": "text",
-        "ts": "timestamp",
-    },
+    "containers": "id int, name text, data json, ts time",
+    "container_state": "id int, c_id int, name text, state text, last_state text, observerd text, changed_by text, "
+    "ts time",
+    "action_log": "id int, c_id int, name text, action text, description text, ts time",
+    "backups": "id int, c_id int, name text, state text, backup_id text, backup_type text, url text, command text, "
+    "err_msg text, ts time",
 }
-"""SPEC section 1, in its order."""
+"""SPEC section 1, in its order; `time` is a time stamp without a zone."""
+KINDS = {"INTEGER": "int", "TEXT": "text", "JSON": "json", "JSONB": "json", "DATETIME": "time", "TIMESTAMP": "time"}
 
-TYPE_NAMES = {
-    "postgresql": {"int": "INTEGER", "text": "TEXT", "json": "JSONB", "timestamp": "TIMESTAMP"},
-    "sqlite": {"int": "INTEGER", "text": "TEXT", "json": "JSON", "timestamp": "DATETIME"},
-}
+
+@contextmanager
+def reading(site: Site) -> Iterator[sa.Engine]:
+    """A read-only engine for a site."""
+    url = site.database.url if site.database else site.settings["database_url"]
+    engine = admin_db.make_engine(url, read_only=True, libpq={"passfile": site.settings.get("pgpass_file")})
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def read_only(any_site: Site) -> Iterator[sa.Engine]:
+    with reading(any_site) as engine:
+        yield engine
 
 
 # --- The tables ----------------------------------------------------------------------------------------
 
 
-def test_the_tables_have_the_columns_of_the_deployed_ones(any_site: Site) -> None:
-    inspector = inspect(any_site.engine)
-    names = TYPE_NAMES[any_site.engine.dialect.name]
-    assert set(inspector.get_table_names()) == set(TABLES)
-    for table, columns in TABLES.items():
-        found = {column["name"]: str(column["type"]) for column in inspector.get_columns(table)}
-        assert found == {name: names[kind] for name, kind in columns.items()}, table
-        assert list(found) == list(columns), table
-
-
-def test_every_column_but_the_id_may_be_null(any_site: Site) -> None:
-    for table in TABLES:
-        for column in inspect(any_site.engine).get_columns(table):
-            assert column["nullable"] == (column["name"] != "id"), (table, column["name"])
-
-
-def test_the_tables_have_no_constraints_and_no_index_but_the_primary_key(any_site: Site) -> None:
-    inspector = inspect(any_site.engine)
-    for table in TABLES:
+def test_the_tables_are_the_deployed_ones(any_site: Site) -> None:
+    admin_db.create_tables(any_site.engine)  # again: that is harmless
+    inspector = sa.inspect(any_site.engine)
+    assert set(inspector.get_table_names()) == set(TABLES) == set(Base.metadata.tables)
+    for table, expected in TABLES.items():
+        columns = inspector.get_columns(table)
+        assert ", ".join(f"{column['name']} {KINDS[str(column['type'])]}" for column in columns) == expected
+        assert [column["name"] for column in columns if not column["nullable"]] == ["id"]
+        assert not any(getattr(column["type"], "timezone", False) for column in columns)
         assert inspector.get_pk_constraint(table)["constrained_columns"] == ["id"]
-        assert inspector.get_foreign_keys(table) == []
-        assert inspector.get_unique_constraints(table) == []
-        assert inspector.get_check_constraints(table) == []
-        assert inspector.get_indexes(table) == []
+        assert not inspector.get_foreign_keys(table) + inspector.get_unique_constraints(table)
+        assert not inspector.get_check_constraints(table) + inspector.get_indexes(table)
+    if any_site.database:
+        assert sorted(inspector.get_sequence_names()) == sorted(f"{table}_id_seq" for table in TABLES)
 
 
-def test_the_timestamps_have_no_time_zone(postgres: Server) -> None:
-    zoned = postgres.shared_site.execute(
-        "SELECT table_name FROM information_schema.columns WHERE table_schema = 'public' "
-        "AND data_type = 'timestamp with time zone'"
-    )
-    assert zoned == []
-
-
-def test_the_sequences_have_the_names_of_the_deployed_ones(postgres: Server) -> None:
-    sequences = inspect(postgres.shared_site.engine).get_sequence_names()
-    assert sorted(sequences) == sorted(f"{table}_id_seq" for table in TABLES)
-
-
-def test_creating_the_tables_again_is_harmless(any_site: Site) -> None:
-    c_id = any_site.container("sales")
-    admin_db.create_tables(any_site.engine)
-    with any_site.session() as session:
-        assert _existing(admin_db.get_container(session, c_id)).name == "sales"
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_a_row_can_be_inserted_without_an_id_from_psql(site: Site, table: str) -> None:
-    for _ in range(2):
-        _database(site).execute(f"INSERT INTO {table} (name) VALUES ('sales')", user=ADMIN_USER)
-    assert _database(site).execute(f"SELECT id, name FROM {table} ORDER BY id") == [(1, "sales"), (2, "sales")]
-
-
-def test_rows_can_be_added_where_the_ids_have_no_default(own_site: Site) -> None:
+def test_a_row_can_be_added_without_an_id_from_psql_and_where_the_ids_have_no_default(own_site: Site) -> None:
+    database = own_site.database
+    assert database
     for table in TABLES:
-        _database(own_site).execute(f"ALTER TABLE {table} ALTER COLUMN id DROP DEFAULT")
+        database.execute(f"INSERT INTO {table} (name) VALUES ('sales')", user=ADMIN_USER)
+        database.execute(f"ALTER TABLE {table} ALTER COLUMN id DROP DEFAULT")
     with own_site.session() as session:
-        assert admin_db.add_container(session, "sales", {}).id == 1
-        assert admin_db.add_state(session, 1, "sales").id == 1
-        assert admin_db.log_action(session, 1, "sales", "create").id == 1
-        assert admin_db.log_backup(session, 1, "sales", "start", "20260313-18:07:31", TS).id == 1
+        session.add_all([model(name="sales") for model in MODELS])
+    with own_site.session() as session:
+        for model in MODELS:
+            assert [row.id for row in admin_db.find(session, model)] == [2, 1]
 
 
-def test_ids_grow_with_insertion(any_site: Site) -> None:
-    with any_site.session() as session:
-        ids = [admin_db.log_backup(session, 1, "sales", "start", str(number), TS).id for number in range(5)]
-    assert ids == sorted(set(ids))
+# --- Create, read, update, delete ----------------------------------------------------------------------
 
 
-# --- containers ----------------------------------------------------------------------------------------
-
-
-def test_a_container_is_read_as_it_was_added(any_site: Site) -> None:
-    data = {"Info": {"dbengine": "Postgres", "labels": {"owner": "ada"}}, "Nested": [1, 2.5, None, True, "ü\"'\\"]}
-    with any_site.session() as session:
-        c_id = admin_db.add_container(session, "sales", data, TS).id
-    with any_site.session() as session:
-        row = _existing(admin_db.get_container(session, c_id))
-        assert (row.id, row.name, row.data, row.ts) == (c_id, "sales", data, TS)
-
-
-@pytest.mark.parametrize("data", [None, [], ["Info"], "Info", 7, {}, {"Info": None}])
-def test_a_container_may_have_any_document(any_site: Site, data: Any) -> None:
-    with any_site.session() as session:
-        c_id = admin_db.add_container(session, "sales", data).id
-    with any_site.session() as session:
-        assert _existing(admin_db.get_container(session, c_id)).data == data
-
-
-def test_a_missing_document_is_an_sql_null(any_site: Site) -> None:
-    any_site.container("sales", data=None)
-    with any_site.session() as session:
-        query = text("SELECT count(*) FROM containers WHERE data IS NULL")
-        assert session.execute(query).scalar_one() == 1
-
-
-@pytest.mark.parametrize("name", [None, "", 'o\'brien "x"', "sales\nline", "\x1b[31mred", "データ🦊", "x" * 200])
-def test_a_name_is_any_text(any_site: Site, name: str | None) -> None:
-    with any_site.session() as session:
-        c_id = admin_db.add_container(session, name, {}).id
-        admin_db.add_state(session, c_id, name)
-    with any_site.session() as session:
-        assert _existing(admin_db.get_container(session, c_id)).name == name
-        assert _existing(admin_db.get_state(session, c_id)).name == name
-
-
-def test_a_container_added_without_a_time_is_of_now_in_naive_utc(any_site: Site) -> None:
-    with any_site.session() as session:
-        c_id = admin_db.add_container(session, "sales", {}).id
-    now = any_site.clock().replace(tzinfo=None)
-    with any_site.session() as session:
-        created = _existing(admin_db.get_container(session, c_id)).ts
-        assert created is not None
-        assert abs(now - created) < timedelta(minutes=5)
-
-
-def test_an_unknown_container_is_none(any_site: Site) -> None:
-    with any_site.session() as session:
-        assert admin_db.get_container(session, 4711) is None
-
-
-def test_containers_are_listed_oldest_first_all_or_by_name(any_site: Site) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_every_table_is_read_updated_and_deleted_alike(any_site: Site, model: type[Any]) -> None:
     with any_site.session() as session:
         for name in ("sales", "wiki", "sales"):
-            admin_db.add_container(session, name, {})
+            session.add(model(name=name))
+            session.flush()
     with any_site.session() as session:
-        assert [row.name for row in admin_db.list_containers(session)] == ["sales", "wiki", "sales"]
-        ids = [row.id for row in admin_db.list_containers(session, "sales")]
-        assert ids == sorted(ids)
-        assert len(ids) == 2
-        assert admin_db.list_containers(session, "Sales") == []
+        assert [row.id for row in admin_db.find(session, model)] == [3, 2, 1]
+        assert [row.id for row in admin_db.find(session, model, name="sales")] == [3, 1]
+        assert [row.id for row in admin_db.find(session, model, limit=1, name="sales")] == [3]
+        assert admin_db.find(session, model, name="Sales") == admin_db.find(session, model, limit=0) == []
+        assert admin_db.update(session, model, 1, name="shop", ts=TS).name == "shop"
+    with any_site.session() as session:
+        row = admin_db.get(session, model, 1)
+        assert (row.id, row.name, row.ts) == (1, "shop", TS)
+        assert admin_db.delete(session, model, name="sales") == 1
+        assert admin_db.delete(session, model, name="sales") == 0
+        with pytest.raises(LookupError, match=f"{model.__tablename__} has no row with the id 3"):
+            admin_db.get(session, model, 3)
+        with pytest.raises(LookupError, match="the id 3"):
+            admin_db.update(session, model, 3, name="shop")
+        with pytest.raises(TypeError, match=f"{model.__tablename__} has no column nmae"):
+            admin_db.update(session, model, 1, nmae="shop")
+    with any_site.session() as session:
+        assert [row.name for row in admin_db.find(session, model)] == ["wiki", "shop"]
 
 
-def test_a_containers_name_and_document_are_updated_each_by_itself(any_site: Site) -> None:
-    c_id = any_site.container("sales", data={"Info": {"Port": 1}})
+def test_what_is_given_is_read_as_it_was_written_and_the_rest_is_sensible(any_site: Site) -> None:
+    columns = {"backup_type": "User", "url": "s3://x", "command": "pg_dump", "err_msg": "\nExecuted:\n"}
     with any_site.session() as session:
-        admin_db.update_container(session, c_id, name="shop")
+        admin_db.add_container(session, "sales", {"Id": 1}, TS)
+        admin_db.add_state(session, None, None, None, ts=LATER, last_state="y", changed_by="ada")
+        admin_db.log_action(session, 7, "sales", "create", description="by hand", ts=LATER)
+        admin_db.log_backup(session, None, None, "end", None, LATER, **columns)
+    expected = (
+        ("sales", {"Id": 1}, TS),
+        (None, None, None, "y", None, "ada", LATER),
+        (7, "sales", "create", "by hand", LATER),
+    )
     with any_site.session() as session:
-        row = admin_db.update_container(session, c_id, data={"Info": {"Port": 2}})
-        assert (row.name, row.data) == ("shop", {"Info": {"Port": 2}})
-    with any_site.session() as session:
-        row = _existing(admin_db.get_container(session, c_id))
-        assert (row.name, row.data) == ("shop", {"Info": {"Port": 2}})
+        for model, values in zip(MODELS, (*expected, (None, None, "end", None, *columns.values(), LATER)), strict=True):
+            row = admin_db.get(session, model, 1)
+            assert tuple(getattr(row, column.name) for column in model.__table__.columns) == (1, *values)
+        state, action = admin_db.add_state(session, 7, "sales"), admin_db.log_action(session, 7, "sales", "create")
+        for stamp in (state.ts, action.ts, admin_db.add_container(session, "sales", {}).ts):
+            assert abs(any_site.clock().replace(tzinfo=None) - (stamp or TS)) < timedelta(minutes=5), "naive UTC"
+        assert (state.state, state.observerd, state.last_state, state.changed_by) == ("running", "running", None, None)
+        logged = admin_db.log_backup(session, 7, "sales", "start", "20260313-18:07:31", TS)
+        assert (logged.backup_type, logged.url, logged.command, logged.err_msg) == ("Daily", "", "", "")
 
 
-def test_an_update_of_info_sets_and_removes_keys_and_keeps_the_rest(any_site: Site) -> None:
-    c_id = any_site.container(data={"Id": "0d6a", "Info": {"OWNER": "ada", "BACKUP_FREQ": "Daily", "Port": 1}})
-    with any_site.session() as session:
-        admin_db.update_info(session, c_id, BACKUP_FREQ="Weekly", Port=None, CONTACT="ada@example.org")
-    with any_site.session() as session:
-        info = {"OWNER": "ada", "BACKUP_FREQ": "Weekly", "CONTACT": "ada@example.org"}
-        assert _existing(admin_db.get_container(session, c_id)).data == {"Id": "0d6a", "Info": info}
+DOCUMENTS: list[Any] = [
+    None,
+    [],
+    "Info",
+    "",
+    7,
+    0.5,
+    False,
+    {},
+    {"Info": None},
+    {"ü\"'\\": [1, 2.5, None, "数据 \x7f\t"]},
+]
+NAMES = [None, "", 'o\'brien "x" %s :a', "sales\nline\r\x1e", "\x1b[31m", "数据🦊", "x" * 5000]
 
 
-@pytest.mark.parametrize("data", [None, {}, {"Info": {}}])
-def test_an_update_of_info_makes_it_where_there_is_none(any_site: Site, data: Any) -> None:
+def test_any_document_and_any_name_is_read_as_it_was_written(any_site: Site) -> None:
+    ids = [any_site.container(data=data) for data in DOCUMENTS]
+    named = [any_site.container(name, data={"Info": {"OWNER": name}}) for name in NAMES]
+    with any_site.session() as session:
+        assert [admin_db.get(session, ContainerRow, c_id).data for c_id in ids] == DOCUMENTS
+        assert session.scalar(sa.text("SELECT count(*) FROM containers WHERE data IS NULL")) == 1
+        for c_id, name in zip(named, NAMES, strict=True):
+            assert [row.id for row in admin_db.find(session, ContainerRow, name=name)] == [c_id]
+        found = admin_db.read_active_containers(session)[len(ids) :]
+        assert [(one.name, one.container_name, one.owner) for one in found] == [(n, n, n or None) for n in NAMES]
+
+
+def test_nul_is_text_for_sqlite_and_refused_by_postgresql(any_site: Site) -> None:
+    with pytest.raises(ValueError, match="NUL") if any_site.database else nullcontext():
+        any_site.container("a\0b")
+    with any_site.session() as session:
+        names = [row.name for row in admin_db.find(session, ContainerRow)]
+        assert names == ([] if any_site.database else ["a\0b"])
+
+
+@pytest.mark.parametrize("data", [{"Id": "0d6a", "Info": {"OWNER": "ada", "Port": 1}}, None, {}, {"Info": {}}])
+def test_an_update_of_info_sets_and_removes_keys_and_keeps_the_rest(any_site: Site, data: Any) -> None:
     c_id = any_site.container(data=data)
     with any_site.session() as session:
-        admin_db.update_info(session, c_id, BACKUP_FREQ="Weekly")
+        admin_db.update_info(session, c_id, BACKUP_FREQ="Weekly", Port=None)
     with any_site.session() as session:
-        assert _existing(admin_db.get_container(session, c_id)).data == {"Info": {"BACKUP_FREQ": "Weekly"}}
+        kept = {"OWNER": "ada"} if data and data.get("Id") else {}
+        expected = {**(data or {}), "Info": {**kept, "BACKUP_FREQ": "Weekly"}}
+        assert admin_db.get(session, ContainerRow, c_id).data == expected
+        with pytest.raises(LookupError, match="4711"):
+            admin_db.update_info(session, 4711, BACKUP_FREQ="Weekly")
 
 
-@pytest.mark.parametrize("data", [[], "Info", 7, {"Info": []}, {"Info": "BACKUP_FREQ"}])
-def test_an_update_of_info_that_is_no_object_is_refused(any_site: Site, data: Any) -> None:
+@pytest.mark.parametrize("data", [[], "Info", 7, {"Info": []}, {"Info": None}, {"Info": "BACKUP_FREQ"}])
+def test_an_update_of_info_that_is_not_an_object_is_refused(any_site: Site, data: Any) -> None:
     c_id = any_site.container(data=data)
     with pytest.raises(TypeError, match=f"container {c_id} has no Info object"), any_site.session() as session:
         admin_db.update_info(session, c_id, BACKUP_FREQ="Weekly")
     with any_site.session() as session:
-        assert _existing(admin_db.get_container(session, c_id)).data == data
+        assert admin_db.get(session, ContainerRow, c_id).data == data
 
 
-@pytest.mark.parametrize(
-    "update",
-    [
-        lambda session: admin_db.update_container(session, 4711, name="shop"),
-        lambda session: admin_db.update_info(session, 4711, BACKUP_FREQ="Weekly"),
-        lambda session: admin_db.update_state(session, 4711, "maintenance", "ada"),
-    ],
-    ids=["container", "info", "state"],
-)
-def test_an_update_of_what_is_not_there_names_the_id(any_site: Site, update: Callable[..., Any]) -> None:
-    with pytest.raises(LookupError, match="4711"), any_site.session() as session:
-        update(session)
+def test_a_change_of_state_keeps_the_one_before_and_is_in_the_action_log(any_site: Site) -> None:
     with any_site.session() as session:
-        assert admin_db.list_actions(session) == []
-
-
-def test_a_deleted_container_leaves_its_state_and_its_log(any_site: Site) -> None:
-    c_id = any_site.container("sales")
-    other = any_site.container("wiki")
-    any_site.run(c_id, TS, LATER)
+        for state in ("stopped", "running"):  # of repeated rows the one with the highest id counts
+            admin_db.add_state(session, 7, "sales", state, ts=TS)
+        admin_db.update_state(session, 7, "maintenance", "ada", LATER)
     with any_site.session() as session:
-        assert admin_db.delete_container(session, c_id) is True
-    with any_site.session() as session:
-        assert [row.id for row in admin_db.list_containers(session)] == [other]
-        assert admin_db.get_state(session, c_id) is not None
-        assert len(admin_db.list_backups(session, c_id)) == 2
-        assert admin_db.delete_container(session, c_id) is False
-
-
-def test_a_container_deleted_in_a_session_that_knows_it_is_gone_there_too(any_site: Site) -> None:
-    c_id = any_site.container("sales")
-    with any_site.session() as session:
-        assert admin_db.get_container(session, c_id) is not None
-        assert admin_db.delete_container(session, c_id) is True
-        assert admin_db.get_container(session, c_id) is None
-
-
-# --- container_state -----------------------------------------------------------------------------------
-
-
-def test_a_new_state_is_also_the_observed_one_and_has_none_before(any_site: Site) -> None:
-    with any_site.session() as session:
-        admin_db.add_state(session, 7, "sales", "running", changed_by="ada", ts=TS)
-    with any_site.session() as session:
-        row = _existing(admin_db.get_state(session, 7))
-        assert (row.c_id, row.name, row.state, row.observerd) == (7, "sales", "running", "running")
-        assert (row.last_state, row.changed_by, row.ts) == (None, "ada", TS)
-
-
-def test_of_repeated_states_the_highest_id_counts(any_site: Site) -> None:
-    with any_site.session() as session:
-        admin_db.add_state(session, 7, "sales", "running")
-        last = admin_db.add_state(session, 7, "sales", "maintenance").id
-    with any_site.session() as session:
-        row = _existing(admin_db.get_state(session, 7))
-        assert (row.id, row.state) == (last, "maintenance")
-
-
-def test_a_container_that_is_not_active_has_no_state(any_site: Site) -> None:
-    c_id = any_site.container(active=False)
-    with any_site.session() as session:
-        assert admin_db.get_state(session, c_id) is None
-
-
-def test_states_are_listed_all_or_by_state(any_site: Site) -> None:
-    with any_site.session() as session:
-        for c_id, state in ((3, "running"), (1, "maintenance"), (2, "running")):
-            admin_db.add_state(session, c_id, f"db{c_id}", state)
-    with any_site.session() as session:
-        assert [row.c_id for row in admin_db.list_states(session)] == [3, 1, 2]
-        assert [row.c_id for row in admin_db.list_states(session, "running")] == [3, 2]
-        assert admin_db.list_states(session, "stopped") == []
-
-
-def test_an_update_of_a_state_remembers_the_one_before(any_site: Site) -> None:
-    c_id = any_site.container("sales", state="running", created=TS)
-    with any_site.session() as session:
-        admin_db.update_state(session, c_id, "maintenance", "ada", LATER)
-    with any_site.session() as session:
-        row = _existing(admin_db.get_state(session, c_id))
-        assert (row.state, row.last_state, row.changed_by, row.ts) == ("maintenance", "running", "ada", LATER)
-
-
-def test_an_update_of_a_state_is_noted_in_the_action_log(any_site: Site) -> None:
-    c_id = any_site.container("sales", state="running")
-    with any_site.session() as session:
-        admin_db.update_state(session, c_id, "maintenance", "ada", LATER)
-    with any_site.session() as session:
-        (action,) = admin_db.list_actions(session, c_id)
-        assert (action.c_id, action.name, action.ts) == (c_id, "sales", LATER)
-        assert action.description is not None
-        assert all(word in action.description for word in ("running", "maintenance", "ada"))
-
-
-def test_a_state_update_that_is_rolled_back_is_not_in_the_action_log(any_site: Site) -> None:
-    c_id = any_site.container("sales", state="running")
-    with any_site.session() as session:
-        admin_db.update_state(session, c_id, "maintenance", "ada")
-        session.rollback()
-    with any_site.session() as session:
-        assert _existing(admin_db.get_state(session, c_id)).state == "running"
-        assert admin_db.list_actions(session) == []
-
-
-def test_a_deleted_state_takes_its_duplicates_along_but_no_other(any_site: Site) -> None:
-    with any_site.session() as session:
-        for c_id in (7, 7, 8):
-            admin_db.add_state(session, c_id, "sales")
-    with any_site.session() as session:
-        assert admin_db.delete_state(session, 7) is True
-    with any_site.session() as session:
-        assert [row.c_id for row in admin_db.list_states(session)] == [8]
-        assert admin_db.delete_state(session, 7) is False
-
-
-# --- action_log and backups ----------------------------------------------------------------------------
-
-
-def test_actions_are_listed_newest_first_and_no_more_than_asked_for(any_site: Site) -> None:
-    with any_site.session() as session:
-        for number in range(5):
-            admin_db.log_action(session, number % 2, "sales", f"action {number}", "by hand", TS)
-    with any_site.session() as session:
-        assert [row.action for row in admin_db.list_actions(session, limit=3)] == ["action 4", "action 3", "action 2"]
-        assert [row.action for row in admin_db.list_actions(session, 1)] == ["action 3", "action 1"]
-        row = admin_db.list_actions(session)[0]
-        assert (row.c_id, row.name, row.description, row.ts) == (0, "sales", "by hand", TS)
-
-
-def test_a_row_of_the_backup_log_is_read_as_it_was_written(any_site: Site) -> None:
-    with any_site.session() as session:
-        admin_db.log_backup(
-            session,
-            7,
-            "sales",
-            "end",
-            "20260313-18:07:31",
-            LATER,
-            backup_type="User",
-            url="s3://site-backups/sales",
-            command="pg_dump",
-            err_msg="\nExecuted Postgres dump_all commands:\n",
-        )
-    with any_site.session() as session:
-        (row,) = admin_db.list_backups(session, 7)
-        assert (row.c_id, row.name, row.state, row.backup_id) == (7, "sales", "end", "20260313-18:07:31")
-        assert (row.backup_type, row.url, row.command) == ("User", "s3://site-backups/sales", "pg_dump")
-        assert (row.err_msg, row.ts) == ("\nExecuted Postgres dump_all commands:\n", LATER)
-
-
-def test_a_row_of_the_backup_log_may_lack_everything(any_site: Site) -> None:
-    with any_site.session() as session:
-        row = admin_db.log_backup(
-            session, None, None, None, None, None, backup_type=None, url=None, command=None, err_msg=None
-        )
-        number = row.id
-    any_site.row(c_id=7)
-    with any_site.session() as session:
-        values = session.execute(text("SELECT * FROM backups WHERE id = :id"), {"id": number}).mappings().one()
-        assert {value for name, value in values.items() if name != "id"} == {None}
-        assert admin_db.list_backups(session, 7)[0].err_msg is None
-
-
-def test_the_last_rows_of_one_container_are_listed_newest_first(any_site: Site) -> None:
-    for day in range(1, 6):
-        any_site.run(7, datetime(2026, 3, day, 18), datetime(2026, 3, day, 19))
-        any_site.run(8, datetime(2026, 3, day, 18))
-    with any_site.session() as session:
-        rows = admin_db.list_backups(session, 7, limit=3)
-        assert [(row.state, row.backup_id) for row in rows] == [
-            ("end", "20260305-18:00:00"),
-            ("start", "20260305-18:00:00"),
-            ("end", "20260304-18:00:00"),
-        ]
-        assert len(admin_db.list_backups(session, 8)) == 5
-        assert admin_db.list_backups(session, 9) == []
+        newest, other = admin_db.find(session, ContainerState, c_id=7)
+        assert (newest.state, newest.last_state, newest.changed_by) == ("maintenance", "running", "ada")
+        assert (newest.ts, other.state, other.ts) == (LATER, "stopped", TS)
+        (action,) = admin_db.find(session, ActionLog)
+        assert (action.c_id, action.name, action.ts) == (7, "sales", LATER)
+        assert action.description == "state changed from running to maintenance"
+        with pytest.raises(LookupError, match="4711"):
+            admin_db.update_state(session, 4711, "maintenance", "ada")
 
 
 # --- Engines and sessions ------------------------------------------------------------------------------
 
 
 def test_a_writing_session_that_raises_leaves_nothing(any_site: Site) -> None:
-    def add_and_fail() -> None:
-        with any_site.session() as session:
-            admin_db.add_container(session, "sales", {})
-            raise RuntimeError
+    c_id = any_site.container("sales")
 
-    with pytest.raises(RuntimeError):
-        add_and_fail()
+    def write(session: Session) -> None:
+        admin_db.update_state(session, c_id, "maintenance", "ada")
+        admin_db.add_container(session, "wiki", {})
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), any_site.session() as session:
+        write(session)
     with any_site.session() as session:
-        assert admin_db.list_containers(session) == []
+        assert [row.name for row in admin_db.find(session, ContainerRow)] == ["sales"]
+        assert [row.state for row in admin_db.find(session, ContainerState)] == ["running"]
 
 
-def test_an_audit_session_may_not_write(any_site: Site) -> None:
-    engine = _audit_engine(any_site)
-    with pytest.raises(admin_db.AdminDBError, match=r"read.?only"), admin_db.audit_session(engine) as session:
-        admin_db.add_container(session, "sales", {})
+def test_an_audit_session_commits_nothing_and_leaves_the_engine_to_its_caller() -> None:
+    engine = admin_db.make_engine("sqlite://")  # a database in memory, gone with its connection
+    admin_db.create_tables(engine)
+    with admin_db.writing_session(engine) as session:
+        admin_db.add_state(session, 7, "sales")
+    for _ in range(2):
+        with admin_db.audit_session(engine) as session:
+            assert [facts.c_id for facts in admin_db.read_active_containers(session)] == [7]
+            admin_db.add_state(session, 8, "wiki")
     engine.dispose()
 
 
-def test_an_audit_session_sees_one_snapshot(any_site: Site) -> None:
+def test_an_error_of_the_block_is_not_hidden_by_the_loss_of_the_connection(site: Site) -> None:
+    def lose(session: Session) -> None:
+        pid = session.scalar(sa.text("SELECT pg_backend_pid()"))
+        assert site.database
+        site.database.execute(f"SELECT pg_terminate_backend({pid}, 10000)")
+        raise RuntimeError("of the block")
+
+    with pytest.raises(RuntimeError, match="of the block"), admin_db.audit_session(site.engine) as session:
+        lose(session)
+
+
+def test_a_read_only_engine_refuses_to_write_and_the_error_shows_no_values(read_only: sa.Engine) -> None:
+    with pytest.raises(DBAPIError, match=r"read.?only") as caught, admin_db.writing_session(read_only) as session:
+        admin_db.add_container(session, SECRET, {"Info": {"DB_PASS": SECRET}})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_read_only_engine_sees_one_snapshot(any_site: Site, read_only: sa.Engine) -> None:
     any_site.container("sales")
-    if any_site.database is None:  # as busy SQLite sites have it: without, a reader keeps the writer waiting
-        with sqlite3.connect(any_site.folder / "admin.db") as connection:
+    if any_site.database is None:  # as busy sites have it: without, a reader keeps the writer waiting
+        with closing(sqlite3.connect(any_site.folder / "admin.db")) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-        connection.close()
-    engine = _audit_engine(any_site)
-    count = select(func.count()).select_from(ContainerRow)
-    with admin_db.audit_session(engine) as session:
-        assert session.execute(count).scalar_one() == 1
+    with admin_db.audit_session(read_only) as session:
+        assert len(admin_db.read_active_containers(session)) == 1
         any_site.container("wiki")
-        assert session.execute(count).scalar_one() == 1
-    with admin_db.audit_session(engine) as session:
-        assert session.execute(count).scalar_one() == 2
-    engine.dispose()
+        assert len(admin_db.read_active_containers(session)) == 1
+    with admin_db.audit_session(read_only) as session:
+        assert len(admin_db.read_active_containers(session)) == 2
 
 
-def test_making_an_engine_connects_to_nothing() -> None:
-    assert admin_db.make_engine("postgresql://nobody@192.0.2.1:1/nothing").pool.status()
-
-
-@pytest.mark.parametrize("url", ["mysql://localhost/x", "no url", ""])
-def test_an_engine_is_made_for_postgresql_and_sqlite_only(url: str) -> None:
-    with pytest.raises(ArgumentError):
-        admin_db.make_engine(url)
-
-
-def test_an_audit_never_creates_an_sqlite_file(tmp_path: Path) -> None:
-    engine = admin_db.make_engine(f"sqlite:///{tmp_path / 'absent.db'}", read_only=True)
-    with pytest.raises(admin_db.AdminDBError, match="database_url"), admin_db.audit_session(engine) as session:
-        session.execute(select(1))
+def test_a_read_only_engine_creates_no_sqlite_file_whatever_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a?mode=rwc #1%25.db"
+    engine = admin_db.make_engine(sa.URL.create("sqlite", database=str(path)), read_only=True)
+    with pytest.raises(OperationalError, match="unable to open"), admin_db.audit_session(engine) as session:
+        admin_db.read_active_containers(session)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_server_ends_a_statement_that_takes_too_long(site: Site) -> None:
-    engine = admin_db.make_engine(
-        _database(site).url, query_timeout=1, libpq={"passfile": site.settings["pgpass_file"]}
-    )
-    with pytest.raises(admin_db.AdminDBError, match="query_timeout"), admin_db.audit_session(engine) as session:
-        session.execute(text("SELECT pg_sleep(20)"))
-    engine.dispose()
-
-
-def test_the_server_knows_the_audit_by_its_name(site: Site) -> None:
-    engine = _audit_engine(site)
+    writer = admin_db.make_engine(sa.URL.create("sqlite", database=str(path)))
+    admin_db.create_tables(writer)
     with admin_db.audit_session(engine) as session:
-        assert session.execute(text("SHOW application_name")).scalar_one() == "backup_audit"
-        assert session.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
-        assert session.execute(text("SHOW transaction_isolation")).scalar_one() == "repeatable read"
+        assert admin_db.read_active_containers(session) == []
+    assert list(tmp_path.iterdir()) == [path]
+    engine.dispose()
+    writer.dispose()
+
+
+def test_an_engine_is_of_sqlite_or_psycopg2_and_connects_to_nothing_yet() -> None:
+    for scheme in ("postgresql", "postgresql+psycopg2", "postgresql+asyncpg"):
+        engine = admin_db.make_engine(f"{scheme}://nobody@192.0.2.1:1/nothing", read_only=True)
+        assert (engine.driver, engine.url.password) == ("psycopg2", None)
+    for url in ("mysql+pymysql://localhost/x", "oracle://x", "no url", ""):
+        with pytest.raises(ArgumentError):
+            admin_db.make_engine(url)
+
+
+def test_the_session_on_the_server_and_its_timeout(site: Site) -> None:
+    assert site.database
+    libpq = {"passfile": site.settings["pgpass_file"], "application_name": "x", "options": "-c work_mem=5MB"}
+    engine = admin_db.make_engine(site.database.url, read_only=True, query_timeout=1, libpq=libpq)
+    with admin_db.audit_session(engine) as session:
+        for setting in ("application_name = x", "work_mem = 5MB", "statement_timeout = 1s", "client_encoding = UTF8",
+                        "default_transaction_read_only = on", "transaction_isolation = repeatable read"):  # fmt: skip
+            name, _, value = setting.partition(" = ")
+            assert session.scalar(sa.text(f"SHOW {name}")) == value, setting
+        with pytest.raises(OperationalError, match="statement timeout"):
+            session.execute(sa.text("SELECT pg_sleep(60)"))
     engine.dispose()
 
 
-def test_the_servers_of_the_tests_ask_for_a_password(postgres: Server) -> None:
-    empty = postgres.folder / "no_passwords"
-    empty.touch(mode=0o600)
-    engine = admin_db.make_engine(postgres.shared_site.url, libpq={"passfile": str(empty)})
-    with pytest.raises(OperationalError, match="no password supplied"):
-        engine.connect()
-    assert postgres.execute("SELECT current_user") == [(SUPERUSER,)]
-    assert postgres.execute("SELECT host(inet_server_addr())") == [(HOST,)]
+# --- Text of other encodings, and nothing process-wide ---------------------------------------------------
+
+ODD_TEXT = {  # bytes in SQL, and how they are read
+    "SQL_ASCII": (r"caf\xc3\xa9\xff", "café\\xff"),
+    "WIN1252": (r"caf\xe9\x81", "café\\x81"),
+    "LATIN1": (r"caf\xe9\x81", "café\x81"),
+    "EUC_TW": (r"caf\x8e\xa1\xc4\xc7", "caf口"),  # Python has no such codec, the server converts
+}
 
 
-@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_names_survive_databases_of_other_encodings(postgres: Server, tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ODD_TEXT)
+def test_text_is_read_whatever_the_encoding(postgres: Server, tmp_path: Path, encoding: str) -> None:
     database = postgres.create_database(encoding=encoding)
     admin_db.create_tables(database.engine)
     site = Site(database.engine, database.settings, tmp_path, database)
-    c_id = site.container("é", data={"Info": {}})
-    with site.session() as session:
-        assert _existing(admin_db.get_container(session, c_id)).name == "é"
+    sql, expected = ODD_TEXT[encoding]
+    site.run(site.container("x"), TS, LATER)
+    freq = "jsonb_build_object('Info', jsonb_build_object('BACKUP_FREQ', 'Daily', 'OWNER', odd))"
+    with database.engine.begin() as connection:
+        for changes in (f"containers SET name = odd, data = {freq}", "container_state SET name = odd",
+                        "backups SET err_msg = odd, backup_type = odd, backup_id = odd"):  # fmt: skip
+            connection.exec_driver_sql(f"UPDATE {changes}".replace("odd", f"E'{sql}'"))
+    with reading(site) as engine, admin_db.audit_session(engine) as session:
+        (facts,) = admin_db.read_active_containers(session)
+        (run,) = admin_db.read_runs(session, TS, LATER, LATER)
+        assert (facts.name, facts.container_name, facts.owner) == (expected,) * 3
+        assert (run.backup_id, run.type, run.started, run.ended) == (expected, expected, TS, LATER)
+        assert run.messages == f"{expected}{admin_db.SEPARATOR}{expected}"
+    answer = site.audit("--json", "--at", "2026-03-14T07:00Z")
+    assert (answer.status, answer.err) == (0, "")
+    assert json.loads(answer.out)["containers"][0]["name"] == expected
     database.drop()
 
 
-def test_every_table_of_the_models_is_one_of_the_four() -> None:
-    assert set(Base.metadata.tables) == set(TABLES)
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "WIN1252"])
+def test_nothing_changes_for_others_in_the_process(postgres: Server, tmp_path: Path, encoding: str) -> None:
+    database = postgres.create_database(encoding=encoding)
+    admin_db.create_tables(database.engine)
+    target = f"host={HOST} port={postgres.port} dbname={database.name} user={ADMIN_USER} passfile={postgres.passfile}"
+    before = [dict(one) for one in (extensions.encodings, extensions.string_types, extensions.adapters)]
+    with admin_db.writing_session(database.engine) as session:
+        c_id = admin_db.add_container(session, "é", {"Info": {"OWNER": "ü"}}).id
+        assert session.scalar(sa.text("SHOW client_encoding")) == "UTF8"
+    site = Site(database.engine, database.settings, tmp_path, database)
+    with reading(site) as engine, admin_db.audit_session(engine) as session, closing(psycopg2.connect(target)) as other:
+        assert [facts.container_name for facts in admin_db.read_deleted_containers(session)] == ["é"]
+        other.set_client_encoding("UTF8")
+        copied = io.StringIO()
+        other.cursor().copy_expert("COPY containers (name) TO STDOUT", copied)
+        assert copied.getvalue() == "é\n"
+    with admin_db.writing_session(database.engine) as session:
+        row = admin_db.get(session, ContainerRow, c_id)
+        assert (row.name, row.data) == ("é", {"Info": {"OWNER": "ü"}})
+    assert [extensions.encodings, extensions.string_types, extensions.adapters] == before
+    database.drop()
 
 
-def test_listing_does_not_write(any_site: Site) -> None:
-    any_site.container("sales")
-    statements: list[str] = []
-
-    def note(_c: Any, _u: Any, statement: str, *_rest: Any) -> None:
-        statements.append(statement)
-
-    event.listen(any_site.engine, "before_cursor_execute", note)
-    with any_site.session() as session:
-        admin_db.list_containers(session)
-        admin_db.list_states(session)
-        admin_db.list_actions(session)
-        admin_db.list_backups(session, 1)
-    event.remove(any_site.engine, "before_cursor_execute", note)
-    assert {statement.split()[0] for statement in statements} <= {"SELECT", "BEGIN"}
+def test_importing_changes_nothing_and_needs_models_alone() -> None:
+    code = f"""
+import sys; sys.path[0] = {str(TOP)!r}
+import psycopg2.extensions as pg, sqlite3, sqlalchemy.orm, sqlalchemy.dialects.postgresql
+state = lambda: list(map(dict, (pg.encodings, pg.string_types, pg.adapters, sqlite3.adapters, sqlite3.converters)))
+before, modules = state(), set(sys.modules)
+import admin_db
+assert state() == before
+files = {{name: str(getattr(sys.modules[name], "__file__", "")) for name in set(sys.modules) - modules}}
+assert {{name for name, file in files.items() if file.startswith(sys.path[0])}} == {{"admin_db", "models"}}, files"""
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def _audit_engine(site: Site) -> Any:
-    if site.database is None:
-        return admin_db.make_engine(site.settings["database_url"], read_only=True)
-    return admin_db.make_engine(
-        site.database.url, read_only=True, libpq={"passfile": str(site.database.server.passfile)}
-    )
+# --- Time stamps that are not ---------------------------------------------------------------------------
+
+TENTH = TS.replace(microsecond=100_000)
+LATEST = datetime(9000, 1, 1)
+Stamps = dict[Any, tuple[datetime | None, datetime | None]]
+SQLITE_STAMPS: Stamps = {
+    **dict.fromkeys(("2026-03-13 18:07:31", "2026-03-13 18:07:31."), (TS, TS)),
+    **dict.fromkeys(("2026-03-13 18:07:31.1", "2026-03-13 18:07:31.100000000"), (TENTH, TENTH)),
+    "2026-03-13T18:07:31": (None, TS),
+    "9999-12-31 23:59:59": (None, LATEST),
+    "0001-01-01 00:00:00": (None, admin_db.EARLIEST),
+    **dict.fromkeys(
+        (f"2026-03-13 18:07:31{end}" for end in (".x", ".1x", ".-1", " UTC", "Z", "+02:00", "\n")), (None, None)
+    ),
+    **dict.fromkeys(("2026-02-30 18:07:31", "2026-03-00 18:07:31", "2026-03-13 18:60:00"), (None, None)),
+    **dict.fromkeys(("0000-01-01 00:00:00", "20000-01-01 00:00:00", "٢٠٢٦-03-13 18:07:31", "18:07"), (None, None)),
+    **dict.fromkeys(("nonsense", "", "now", None, 0, 1773425220, 2461113.25, b"2026-03-13 18:07:31"), (None, None)),
+}
+"""What a stamp is as that of a log row up to 2026-03-14, and as that of a container."""
+POSTGRES_STAMPS: Stamps = {
+    "2026-03-13 18:07:31": (TS, TS),
+    **dict.fromkeys(("infinity", "294276-12-31 23:59:59"), (None, LATEST)),
+    **dict.fromkeys(("-infinity", "4713-01-01 00:00:00 BC", "0001-01-01 00:00:00"), (None, admin_db.EARLIEST)),
+}
 
 
-def _existing(row: Any) -> Any:
-    assert row is not None
-    return row
-
-
-def _database(site: Site) -> Any:
-    assert site.database is not None
-    return site.database
+def test_no_time_stamp_ends_a_read(any_site: Site, read_only: sa.Engine) -> None:
+    stamps, mark = (POSTGRES_STAMPS, "%s::timestamp") if any_site.database else (SQLITE_STAMPS, "?")
+    with any_site.engine.begin() as connection:
+        for c_id, stamp in enumerate(stamps, 1):
+            for row in ("containers (id, ts) VALUES (", "backups (state, backup_id, c_id, ts) VALUES ('end', 'x', "):
+                connection.exec_driver_sql(f"INSERT INTO {row}{c_id}, {mark})", (stamp,))
+            connection.exec_driver_sql(f"INSERT INTO container_state (c_id) VALUES ({c_id})")
+    with admin_db.audit_session(read_only) as session:
+        created = {facts.c_id: facts.created for facts in admin_db.read_active_containers(session)}
+        assert created == {c_id: expected for c_id, (_, expected) in enumerate(stamps.values(), 1)}
+        for unseen in (False, True):
+            read = list(admin_db.read_runs(session, admin_db.EARLIEST, TS, datetime(2026, 3, 14), unseen=unseen))
+            ends = {run.c_id: run.ended for run in read if run.stray_id is None}
+            assert ends == {c_id: end for c_id, (end, _) in enumerate(stamps.values(), 1) if end}
+            assert all(run.started is None for run in read)
+        assert (admin_db.read_newest_stamp(session) or LATEST) < LATEST
+        assert admin_db.read_deleted_containers(session, admin_db.EARLIEST) == []

@@ -1,13 +1,7 @@
-"""The audit cannot write: not as a superuser, not by a mistake of its own, not to an SQLite file.
-
-`tests/test_queries.py` shows that single statements are refused; here are the ways around that, and what
-must be as before when every command has run.
-"""
+"""The audit cannot write: not as a superuser, not by a mistake of its own, not to an SQLite file."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shutil
 import sqlite3
 import stat
@@ -21,18 +15,13 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 import admin_db
-from tests.builders import NOW, Site
+from tests.builders import NOW, Result, Site
+from tests.failures import as_result, assert_complaint, database_of, unprivileged
 from tests.postgres import HOST, SUPERUSER, Server
 
-AT = NOW.isoformat()
 COMMANDS: list[tuple[str, ...]] = [
-    ("-v",),
-    ("--at", AT),
-    ("--json",),
-    ("sales", "wiki"),
-    ("--history", "30", "--all"),
-    ("--history", "30", "--csv"),
-    ("--check-config",),
+    *(("-v",), ("--at", NOW.isoformat()), ("--json",), ("sales", "wiki"), ("--check-config",)),
+    *(("--history", "30", "--all"), ("--history", "30", "--csv")),
 ]
 
 
@@ -43,6 +32,12 @@ def fill(site: Site) -> None:
     site.config()
 
 
+def assert_every_command_works(site: Site) -> None:
+    for argv in COMMANDS:
+        result = site.audit(*argv)
+        assert (result.status < 3, result.err) == (True, ""), argv
+
+
 # --- PostgreSQL -----------------------------------------------------------------------------------------
 
 
@@ -50,72 +45,15 @@ def fill(site: Site) -> None:
 def superuser(own_site: Site, postgres: Server) -> Iterator[Engine]:
     """The engine of an audit that a site, against all advice, lets log in as a superuser."""
     fill(own_site)
-    assert own_site.database
-    url = admin_db.postgres_url(HOST, postgres.port, own_site.database.name, SUPERUSER)
+    url = admin_db.postgres_url(HOST, postgres.port, database_of(own_site).name, SUPERUSER)
     engine = admin_db.make_engine(url, read_only=True, libpq={"passfile": str(postgres.passfile)})
     yield engine
     engine.dispose()
 
 
-def sqlstate(error: DBAPIError) -> str:
-    return str(getattr(error.orig, "pgcode", None))
-
-
-INSERT = "INSERT INTO backups (c_id, name) VALUES (1, 'sales')"
-READ_ONLY = "25006"
-WAYS_AROUND = {
-    "another transaction": ("COMMIT", INSERT),
-    "in one message": (f"COMMIT; {INSERT}",),
-    "in one message, rolled back": (f"SELECT 1; ROLLBACK; {INSERT}",),
-    "a block": (f"DO $$ BEGIN {INSERT}; END $$",),
-    "a statement within a SELECT": (f"WITH rows AS ({INSERT} RETURNING id) SELECT id FROM rows",),
-    "a table from a SELECT": ("SELECT 1 AS id INTO report",),
-    "a sequence": ("SELECT setval('backups_id_seq', 100)",),
-    "a lock": ("SELECT id FROM backups FOR UPDATE",),
-    "a large object": ("SELECT lo_create(0)",),
-    "a copy": ("COPY backups (c_id) FROM PROGRAM 'echo 1'",),
-    "an index": ("CREATE INDEX ON backups (c_id)",),
-    "statistics": ("VACUUM ANALYZE backups",),
-    "a role": ("CREATE ROLE intruder",),
-    "a privilege": ("GRANT ALL ON backups TO PUBLIC",),
-    "a setting": ("ALTER SYSTEM SET work_mem = '1GB'",),
-}
-
-
-@pytest.mark.parametrize("way", WAYS_AROUND)
-def test_a_superuser_finds_no_way_around(own_site: Site, superuser: Engine, way: str) -> None:
-    assert own_site.database
-    before = contents(own_site)
-    *first, last = WAYS_AROUND[way]
-    with superuser.connect() as connection:
-        connection.execute(text("SELECT count(*) FROM backups"))
-        for statement in first:
-            connection.exec_driver_sql(statement)
-        with pytest.raises(DBAPIError) as refused:
-            connection.exec_driver_sql(last)
-    # 25001: not in a transaction at all
-    assert sqlstate(refused.value) in (READ_ONLY, "25001")
-    assert contents(own_site) == before
-
-
-def test_the_transaction_of_an_audit_cannot_be_made_writable(own_site: Site, superuser: Engine) -> None:
-    with superuser.connect() as connection:
-        connection.execute(text("SELECT count(*) FROM backups"))
-        with pytest.raises(DBAPIError) as refused:
-            connection.exec_driver_sql("SET TRANSACTION READ WRITE")
-        assert sqlstate(refused.value) == "25001"
-        connection.rollback()
-        connection.exec_driver_sql("SET default_transaction_read_only = off")
-        connection.commit()
-        with pytest.raises(DBAPIError) as refused:
-            connection.exec_driver_sql(INSERT)
-        assert sqlstate(refused.value) == READ_ONLY
-
-
 def contents(site: Site) -> list[Any]:
     """All that a writer could have changed in the database: rows, sequences, and what there is."""
-    assert site.database
-    execute = site.database.execute
+    execute = database_of(site).execute
     tables = ("containers", "container_state", "action_log", "backups")
     found: list[Any] = [execute(f"SELECT ctid, xmin, * FROM {table} ORDER BY id") for table in tables]
     found += [execute(f"SELECT last_value, is_called FROM {table}_id_seq") for table in tables]
@@ -125,23 +63,40 @@ def contents(site: Site) -> list[Any]:
     return found
 
 
+INSERT = "INSERT INTO backups (c_id, name) VALUES (1, 'sales')"
+READ_ONLY, IN_NO_TRANSACTION = "25006", "25001"
+WAYS_AROUND = [
+    *(("COMMIT", INSERT), (f"COMMIT; {INSERT}",), (f"SELECT 1; ROLLBACK; {INSERT}",), ("SET TRANSACTION READ WRITE",)),
+    *((f"DO $$ BEGIN {INSERT}; END $$",), (f"WITH rows AS ({INSERT} RETURNING id) SELECT id FROM rows",)),
+    *(("UPDATE container_state SET state = 'maintenance'",), ("TRUNCATE backups",), ("DROP TABLE action_log",)),
+    *(("SELECT 1 AS id INTO report",), ("SELECT setval('backups_id_seq', 100)",), ("CREATE ROLE intruder",)),
+    *(("SELECT id FROM backups FOR UPDATE",), ("SELECT lo_create(0)",), ("CREATE INDEX ON backups (c_id)",)),
+    *(("COPY backups (c_id) FROM PROGRAM 'echo 1'",), ("VACUUM ANALYZE backups",), ("GRANT ALL ON backups TO PUBLIC",)),
+    ("ALTER SYSTEM SET work_mem = '1GB'",),
+]
+
+
+def test_a_superuser_finds_no_way_around(own_site: Site, superuser: Engine) -> None:
+    before = contents(own_site)
+    for *first, last in WAYS_AROUND:
+        with superuser.connect() as connection:
+            connection.execute(text("SELECT count(*) FROM backups"))
+            for statement in first:
+                connection.exec_driver_sql(statement)
+            with pytest.raises(DBAPIError) as refused:
+                connection.exec_driver_sql(last)
+        assert getattr(refused.value.orig, "pgcode", None) in (READ_ONLY, IN_NO_TRANSACTION), last
+    assert contents(own_site) == before
+
+
 def test_every_command_leaves_the_database_as_it_was(own_site: Site, superuser: Engine) -> None:
     before = contents(own_site)
     own_site.config(admin_user=SUPERUSER)
-    for argv in COMMANDS:
-        result = own_site.audit(*argv)
-        assert (result.status < 3, result.err) == (True, ""), argv
+    assert_every_command_works(own_site)
     assert contents(own_site) == before
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------
-
-
-def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file beside the database: its bytes and when it was changed."""
-    return {
-        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -157,126 +112,83 @@ def filed(sqlite_site: Site) -> Site:
     return sqlite_site
 
 
-WRITES = [
-    INSERT,
-    "UPDATE container_state SET state = 'maintenance'",
-    "DELETE FROM containers",
-    "CREATE TABLE report (id INTEGER)",
-    "CREATE INDEX by_container ON backups (c_id)",
-    "DROP TABLE action_log",
-    "PRAGMA user_version = 7",
-]
-
-
-@pytest.mark.parametrize("write", WRITES)
-def test_a_write_to_an_sqlite_file_is_refused(filed: Site, write: str) -> None:
-    folder = filed.folder / "database"
-    before = tree(folder)
-    assert list(before) == ["admin.db"]
-    engine = admin_db.make_engine(filed.settings["database_url"], read_only=True)
-
-    def read_and_write() -> None:
-        with admin_db.audit_session(engine) as session:
-            session.execute(text("SELECT count(*) FROM backups"))
-            session.execute(text(write))
-
-    with pytest.raises(admin_db.AdminDBError, match="readonly"):
-        read_and_write()
-    assert tree(folder) == before
+def database_files(site: Site) -> dict[str, tuple[bytes, int]]:
+    """Every file beside the database: its bytes and when it was changed."""
+    folder = site.folder / "database"
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.iterdir())}
 
 
 @contextmanager
 def sealed(folder: Path) -> Iterator[None]:
-    """A folder and its files that nobody may write to; see `without_privileges` for root."""
-    for path in (*folder.iterdir(), folder):
+    """A folder and its files that nobody may write to, who is not root."""
+    paths = [*folder.iterdir(), folder]
+    for path in paths:
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
-    try:
-        yield
-    finally:
-        folder.chmod(0o755)
-        for path in folder.iterdir():
-            path.chmod(0o644)
+    yield
+    for path in paths:
+        path.chmod(0o755)
 
 
-def without_privileges() -> None:
-    """Let root count as any user before permissions; in force from the next exec on."""
-    libc = ctypes.CDLL(None)
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+@pytest.mark.parametrize(
+    "write", [INSERT, "DELETE FROM containers", "CREATE TABLE report (id INTEGER)", "PRAGMA user_version = 7"]
+)
+def test_a_write_to_an_sqlite_file_is_refused(filed: Site, write: str) -> None:
+    before = database_files(filed)
+    engine = admin_db.make_engine(filed.settings["database_url"], read_only=True)
+    with pytest.raises(DBAPIError, match="readonly"), admin_db.audit_session(engine) as session:
+        session.execute(text(write))
+    assert database_files(filed) == before
 
 
-@pytest.mark.parametrize("argv", [("-v",), ("--history", "30", "--all"), ("--check-config",)], ids=" ".join)
-def test_every_command_reads_a_read_only_file_in_a_read_only_folder(filed: Site, argv: tuple[str, ...]) -> None:
-    folder = filed.folder / "database"
-    before = tree(folder)
-    with sealed(folder):
-        options: dict[str, Any] = {"preexec_fn": without_privileges} if os.geteuid() == 0 else {}
-        answer = filed.process(*argv, **options)
-        assert (answer.returncode < 3, answer.stderr) == (True, "")
-    assert tree(folder) == before
+def test_a_read_only_file_in_a_read_only_folder(filed: Site) -> None:
+    before = database_files(filed)
+    with sealed(filed.folder / "database"):
+        for argv in (("-v",), ("--history", "30", "--all"), ("--check-config",)):
+            answer = filed.process(*argv, **unprivileged())
+            assert (answer.returncode < 3, answer.stderr) == (True, "")
+    assert database_files(filed) == before
 
 
-def test_a_database_in_wal_mode_is_left_as_it_was(filed: Site) -> None:
-    folder = filed.folder / "database"
-    with closing(sqlite3.connect(folder / "admin.db")) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-    before = tree(folder)
-    assert list(before) == ["admin.db"]
-    for argv in COMMANDS:
-        result = filed.audit(*argv)
-        assert (result.status < 3, result.err) == (True, ""), argv
-    after = tree(folder)
-    assert after["admin.db"] == before["admin.db"]
-    # what readers share with writers is SQLite's own; there is nothing in the log to be written back
-    assert set(after) <= {"admin.db", "admin.db-shm", "admin.db-wal"}
-    assert after.get("admin.db-wal", (b"", 0))[0] == b""
-
-
-def test_a_read_only_database_in_wal_mode_is_read_or_refused_in_words(filed: Site) -> None:
-    folder = filed.folder / "database"
-    with closing(sqlite3.connect(folder / "admin.db")) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-    before = tree(folder)
-    with sealed(folder):
-        options: dict[str, Any] = {"preexec_fn": without_privileges} if os.geteuid() == 0 else {}
-        answer = filed.process(**options)
-    assert (answer.returncode, answer.stdout) == (3, "")
-    assert answer.stderr.startswith(f"backup_audit: {folder / 'admin.db'}: ")
-    assert answer.stderr.count("\n") == 1
-    assert tree(folder) == before
-
-
-def test_a_writer_in_wal_mode_is_not_disturbed(filed: Site) -> None:
-    folder = filed.folder / "database"
-    with closing(sqlite3.connect(folder / "admin.db", isolation_level=None)) as writer:
+@pytest.mark.parametrize("writing", [False, True])
+def test_wal_mode(filed: Site, writing: bool) -> None:
+    """Neither the database nor the log of a writer at work is touched; what readers share is SQLite's own."""
+    with closing(sqlite3.connect(filed.folder / "database" / "admin.db", isolation_level=None)) as writer:
         writer.execute("PRAGMA journal_mode = WAL")
-        writer.execute("BEGIN IMMEDIATE")
-        writer.execute("UPDATE container_state SET state = 'maintenance'")
-        before = tree(folder)
-        for argv in COMMANDS:
-            result = filed.audit(*argv)
-            assert (result.status < 3, result.err) == (True, ""), argv
-        after = tree(folder)
-        assert {name: after[name] for name in ("admin.db", "admin.db-wal")} == {
-            name: before[name] for name in ("admin.db", "admin.db-wal")
-        }
-        writer.execute("COMMIT")
+        if writing:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("UPDATE container_state SET state = 'maintenance'")
+        before = database_files(filed)
+        assert_every_command_works(filed)
+        after = database_files(filed)
+        assert {name: after[name] for name in before if "shm" not in name}.items() <= before.items()
+        assert [name for name in set(after) - set(before) if "shm" not in name and after[name][0]] == []
+        if writing:
+            writer.execute("COMMIT")
 
 
-def test_what_a_crashed_writer_left_is_not_rolled_back_by_the_audit(filed: Site) -> None:
-    folder = filed.folder / "database"
-    crashed = filed.folder / "crashed"
+def test_what_cannot_be_read_without_a_write_is_refused_in_words(filed: Site) -> None:
+    """A sealed database in WAL mode, and a journal that a crashed writer left and that has to be rolled back."""
+    folder, crashed = filed.folder / "database", filed.folder / "crashed"
+
+    def assert_refused(answer: Result) -> None:
+        assert (answer.status, answer.out) == (3, "")
+        assert_complaint(answer.err)
+        assert f"backup_audit: {folder / 'admin.db'}: " in answer.err
+
     with closing(sqlite3.connect(folder / "admin.db", isolation_level=None)) as writer:
         writer.execute("PRAGMA cache_size = 1")
         writer.execute("BEGIN EXCLUSIVE")
         writer.execute("CREATE TABLE filler AS SELECT hex(randomblob(100000)) AS x")
         shutil.copytree(folder, crashed)
         writer.execute("ROLLBACK")
-    assert sorted(tree(crashed)) == ["admin.db", "admin.db-journal"]
-    before = tree(crashed)
-    filed.config(database_url=f"sqlite:///{crashed / 'admin.db'}")
-    result = filed.audit()
-    assert (result.status, result.out) == (3, "")
-    assert result.err.startswith(f"backup_audit: {crashed / 'admin.db'}: ")
-    assert result.err.count("\n") == 1
-    assert tree(crashed) == before
+        writer.execute("PRAGMA journal_mode = WAL")
+    before = database_files(filed)
+    with sealed(folder):
+        assert_refused(as_result(filed.process(**unprivileged())))
+    assert database_files(filed) == before
+    shutil.rmtree(folder)
+    crashed.rename(folder)
+    before = database_files(filed)
+    assert list(before) == ["admin.db", "admin.db-journal"]
+    assert_refused(filed.audit())
+    assert database_files(filed) == before

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -14,17 +15,18 @@ from pathlib import Path
 import pytest
 
 import backup_audit
-import metrics
-import settings as settings_module
+from audit import metrics
+from audit import settings as settings_module
+from audit.findings import Audit
+from audit.policy import Rules, Status
+from audit.settings import Settings
 from demo import build
-from policy import Audit, Rules, Status
-from settings import Settings
 from tests.builders import NOW, TOP
 from tests.postgres import Server
 
 README = TOP / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-OUTPUT = re.compile(r"<!-- demo: (.*?) -->\n```text\n(.*?)```", re.DOTALL)
+OUTPUT = re.compile(r"<!-- demo:(.*?) -->\n```text\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture
@@ -42,16 +44,18 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(demo: Path, arguments: str) -> str:
     """What backup_audit.py prints about the demo."""
-    backup_audit.main(["--config", str(demo / "mydb_config.py"), "--at", NOW.isoformat(), *arguments.split()])
+    config = demo.relative_to(Path.cwd()) / "mydb_config.py"
+    backup_audit.main(["--config", str(config), "--at", NOW.isoformat(), *arguments.split()])
     sys.stdout.seek(0)
-    return "\n".join(line.rstrip() for line in sys.stdout.read().splitlines()) + "\n"
+    printed = sys.stdout.read().replace(str(backup_audit.PROGRAM), "./backup_audit.py")
+    return "\n".join(line.rstrip() for line in printed.splitlines()) + "\n"
 
 
 @pytest.mark.parametrize("arguments", [match[0] for match in OUTPUT.findall(TEXT)])
 def test_the_readme_shows_what_the_demo_prints(demo: Path, arguments: str) -> None:
     printed = run(demo, arguments)
     if os.environ.get("UPDATE_README"):
-        block = f"<!-- demo: {arguments} -->\n```text\n{printed}```"
+        block = f"<!-- demo:{arguments} -->\n```text\n{printed}```"
         text = README.read_text(encoding="utf-8")
         renewed = OUTPUT.sub(lambda match: block if match[1] == arguments else match[0], text)
         README.write_text(renewed, encoding="utf-8")
@@ -61,7 +65,7 @@ def test_the_readme_shows_what_the_demo_prints(demo: Path, arguments: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_the_template_runs(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_the_template_runs_on_its_own(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     code = re.search(r"<!-- run -->\n```python\n(.*?)```", TEXT, re.DOTALL)
     assert code
     url = f"sqlite:///{tmp_path / 'mine.db'}"
@@ -71,26 +75,23 @@ def test_the_template_runs(kind: str, request: pytest.FixtureRequest, tmp_path: 
         password = server.passwords[str(database.engine.url.username)]
         url = database.engine.url.set(password=password).render_as_string(hide_password=False)
         request.addfinalizer(database.drop)
-    names = {"url": url}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code[1], names)  # noqa: S102  # our own page
-    names["engine"].dispose()  # type: ignore[attr-defined]
-    assert printed.getvalue() == "sales was running\nstate changed from running to maintenance by ada\n"
+    for name in ("admin_db.py", "models.py"):
+        shutil.copy(TOP / name, tmp_path)
+    (tmp_path / "mine.py").write_text(f"url = {url!r}\n{code[1]}", encoding="utf-8")
+    command = [sys.executable, "-W", "error", "mine.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("sales was running\nstate changed from running to maintenance\n", "")
 
 
 def test_every_setting_status_and_metric_is_in_its_table() -> None:
     rows = set(re.findall(r"^\| `(\w+)(?:\{.*?\})?`", TEXT, re.MULTILINE))
     families = [
-        *metrics.container_families([], Rules()),
-        *metrics.audit_families(Audit(NOW, [], newest_row=NOW)),
+        *metrics.audit_families(Audit(NOW, "", Rules(), (), newest_row=NOW)),
         *metrics.run_families(True, 0, 0, 0.0, "1"),
     ]
     wanted = {field.name for field in fields(Settings)}
     wanted |= {status.value for status in Status}
-    wanted |= {metric.name for metric in (*metrics.PER_CONTAINER, *metrics.FROM_PAST)} | {
-        family.name for family in families
-    }
+    wanted |= {metric.name for metric in metrics.PER_CONTAINER} | {family.name for family in families}
     assert wanted - rows == set()
 
 
@@ -100,8 +101,9 @@ def test_every_default_in_the_readme_is_the_default() -> None:
     defaults = {name: eval(text) for name, text in shown.items() if name in settings}  # noqa: S307  # our own page
     assert len(defaults) > 15
     for name, default in defaults.items():
-        checked = settings_module.check({"container_host": "x", "prometheus_file": "/x.prom", name: default})
-        unset = settings_module.check({"container_host": "x", "prometheus_file": "/x.prom"})
+        required = {"container_host": "x", "prometheus_file": "/x.prom"}
+        checked = settings_module.check({**required, name: default}, TOP)
+        unset = settings_module.check(required, TOP)
         assert getattr(checked, name) == getattr(unset, name), name
 
 

@@ -1,0 +1,198 @@
+"""What every failure has in common (SPEC section 6), and what makes an audit fail."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.builders import SECRET, Result, Site, series
+from tests.postgres import Database
+
+LAST_GOOD = b"# the last good audit\n"
+SUCCESS = series("mydb_backup_audit_success")
+SLACK = 6.0
+"""Seconds beyond those promised that a busy machine may take."""
+
+
+def failure(site: Site, *argv: str | Path, publishes: bool = True, process: dict[str, Any] | None = None) -> str:
+    """What a failing audit says on stderr, after all that every failure has in common has been checked.
+
+    With `publishes` the run file tells of the failure; without, nothing at all is written. `process` runs the
+    audit as a process of its own, with these options.
+    """
+    if not (site.folder / "mydb_config.py").exists():
+        site.config()
+    if publishes:
+        site.textfile.write_bytes(LAST_GOOD)
+        site.runfile.unlink(missing_ok=True)
+
+    def audit(*words: str | Path) -> Result:
+        return site.audit(*words) if process is None else as_result(site.process(*words, **process))
+
+    before = tree(site.folder)
+    plain = audit(*argv)
+    after = tree(site.folder)
+    assert (plain.status, plain.out) == (3, "")
+    assert_complaint(plain.err)
+    if publishes:
+        assert after.pop(f"textfiles/{site.runfile.name}")
+        assert site.samples(site.runfile)[SUCCESS] == 0
+    assert after == before
+
+    debug = audit(*argv, "--debug")
+    assert (debug.status, debug.out) == (3, "")
+    assert "Traceback (most recent call last)" in debug.err
+    assert debug.err.endswith(plain.err)
+    assert [word for word in passwords(site) if word in plain.err + debug.err] == []
+    return plain.err
+
+
+def assert_complaint(complaint: str) -> None:
+    """One line names the program, the problem and what to do about it; it is not a surprise."""
+    assert re.fullmatch(r"backup_audit: (?!unexpected)\S.*: \S.*\n", complaint), complaint
+
+
+def assert_not_done(site: Site, result: Result, good: bytes, problem: str = "") -> None:
+    """The audit failed: the textfile is as it was, the run file says so, and no other file is there."""
+    assert (result.status, result.out) == (3, "")
+    assert_complaint(result.err)
+    assert problem in result.err
+    assert site.textfile.read_bytes() == good
+    assert site.samples(site.runfile)[SUCCESS] == 0
+    assert files(site) == [site.textfile.name, site.runfile.name]
+
+
+def published(site: Site) -> bytes:
+    """The textfile after an audit of a site that is well, made with two containers if it is empty."""
+    if not site.names:
+        now = site.clock()
+        for name in ("sales", "Bücher"):
+            c_id = site.container(name)
+            for days in range(3):
+                started = now - timedelta(days=days, hours=10)
+                site.run(c_id, started, started + timedelta(minutes=20))
+    site.config()
+    assert site.audit("-q") == Result(0, "", "")
+    return site.textfile.read_bytes()
+
+
+def files(site: Site) -> list[str]:
+    """What lies in the folder of the textfiles, temporary files included."""
+    return sorted(path.name for path in site.textfile.parent.iterdir())
+
+
+def as_result(answer: subprocess.CompletedProcess[str]) -> Result:
+    return Result(answer.returncode, answer.stdout, answer.stderr)
+
+
+def passwords(site: Site) -> list[str]:
+    """All that must never come out."""
+    server = site.database.server if site.database else None
+    return [SECRET, *(word.lstrip("\\:'") for word in (server.passwords.values() if server else ()))]
+
+
+def tree(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What lies in a folder, and what tells whether it was touched; works for files that nobody may read."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted([folder, *folder.rglob("*")]):
+        about = path.lstat()
+        touched = (about.st_ino, about.st_size, about.st_mtime_ns) if path.is_file() else ()
+        found[str(path.relative_to(folder))] = (about.st_mode, *touched)
+    return found
+
+
+def unprivileged() -> dict[str, Any]:
+    """Options of a process in which permissions count for root as well."""
+    if os.geteuid() != 0:
+        return {}
+    libc = ctypes.CDLL(None)
+
+    def drop() -> None:
+        for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: in force from the exec on
+
+    return {"preexec_fn": drop}
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 256 kB, mounted on a folder; skips the test where that is not permitted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "backup-audit-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not permitted")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_disk(folder: Path) -> Path:
+    """Leave no room on the disk of a folder; returns the file that takes it."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    return filler
+
+
+# --- Servers that make an audit wait ---------------------------------------------------------------------
+
+
+def database_of(site: Site) -> Database:
+    """The PostgreSQL database of a site that has one."""
+    assert site.database
+    return site.database
+
+
+@contextmanager
+def locked_log(site: Site) -> Iterator[None]:
+    """An ACCESS EXCLUSIVE lock on `backups`: whoever reads it waits."""
+    with site.engine.connect() as connection:
+        connection.execute(text("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE"))
+        try:
+            yield
+        finally:
+            connection.invalidate()  # closes it, even if the server has gone
+
+
+def waiting_backends(database: Database) -> list[int]:
+    """The process ids of the server's processes that serve an audit and wait for a lock."""
+    audits = f"application_name = 'backup_audit' AND datname = '{database.name}'"
+    query = f"SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND {audits}"
+    return [pid for (pid,) in database.server.execute(query)]
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fails if the block takes longer than promised."""
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < seconds + SLACK
+
+
+@contextmanager
+def meanwhile(action: Callable[[], object]) -> Iterator[None]:
+    """Do something beside the block, and raise here what it raises."""
+    with ThreadPoolExecutor(1) as other:
+        future = other.submit(action)
+        yield
+        future.result()
+
+
+def wait_until(ready: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not ready():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.01)

@@ -1,0 +1,58 @@
+"""`deploy/log_index.sql`: the index can be made, made again, used, mended and dropped as the file says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from tests.builders import TOP
+from tests.conftest import INSTALLATIONS
+from tests.postgres import ADMIN_USER, Database, Installation, Servers
+
+SCRIPT = TOP / "deploy" / "log_index.sql"
+[DROP] = re.findall(r"-c '(DROP INDEX .*)'", SCRIPT.read_text("utf-8"))
+
+NIGHTS = """
+    INSERT INTO backups (c_id, name, state, backup_id, command, err_msg, ts)
+    SELECT c_id, 'lab_' || c_id, 'start', night, repeat('pg_dump ', 20), '', night + c_id * interval '1 second'
+    FROM generate_series(timestamp '2026-01-01', '{until}', '1 day') AS night, generate_series(1, 1000) AS c_id
+"""
+LAST_DAYS = "EXPLAIN SELECT c_id FROM backups WHERE ts >= '2026-07-10' OR ts IS NULL ORDER BY c_id"
+
+
+@pytest.fixture(params=[pytest.param(one, id=one.id) for one in INSTALLATIONS])
+def database(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Database]:
+    """An admin database of its own, on every PostgreSQL version there is."""
+    installation: Installation = request.param
+    server = servers.get(installation)
+    database = server.create_database(template=server.empty_site.name)
+    yield database
+    database.drop()
+
+
+def plan(database: Database) -> str:
+    return "\n".join(line for (line,) in database.execute(LAST_DAYS))
+
+
+def test_the_last_days_are_read_by_the_index_until_it_is_dropped(database: Database) -> None:
+    database.execute(NIGHTS.format(until="2026-07-19"))  # 200,000 rows
+    database.execute("VACUUM ANALYZE backups")
+    assert "Seq Scan" in plan(database)
+    for _ in range(2):
+        assert re.search(r"kB \| t$", database.psql(SCRIPT, user=ADMIN_USER), re.MULTILINE)
+    assert plan(database).count("Bitmap Index Scan on backups_ts") == 2  # for dated rows and for undated ones
+    assert database.execute("SELECT reloptions FROM pg_class WHERE relname = 'backups_ts'") == [(["autosummarize=on"],)]
+    database.execute(DROP, user=ADMIN_USER)
+    assert "Seq Scan" in plan(database)
+
+
+def test_what_an_interrupted_run_leaves_is_shown_and_can_be_dropped(database: Database) -> None:
+    database.execute(NIGHTS.format(until="2026-01-02"))
+    with pytest.raises(IntegrityError):  # it fails half-way, as an interrupted one does
+        database.execute("CREATE UNIQUE INDEX CONCURRENTLY backups_ts ON backups (c_id)", user=ADMIN_USER)
+    assert re.search(r"\| f$", database.psql(SCRIPT, user=ADMIN_USER), re.MULTILINE)
+    database.execute(DROP, user=ADMIN_USER)
+    assert re.search(r"kB \| t$", database.psql(SCRIPT, user=ADMIN_USER), re.MULTILINE)
