@@ -235,7 +235,8 @@ OBEYED = "\x1b]0;title\x07\x1b[2J"
 def test_what_is_meant_for_programs_is_harmless_on_a_terminal(sqlite_site: Site, argv: tuple[str, ...]) -> None:
     c_id = sqlite_site.container(f"sales{OBEYED}", owner=OBEYED, created=NOW - timedelta(days=3))
     sqlite_site.run(c_id, "2026-03-13 18:07", "2026-03-13 18:30", backup_id=f"1{OBEYED}", name=OBEYED, type=OBEYED)
-    assert "\x1b" in sqlite_site.audit(*argv, *AT).out, "a program gets it as it is"
+    if "--csv" not in argv:  # CSV has control characters spelled out for programs as well
+        assert "\x1b" in sqlite_site.audit(*argv, *AT).out, "a program gets it as it is"
     shown = sqlite_site.audit(*argv, *AT, terminal=True)
     assert "sales" in shown.out
     assert bad_characters(shown.out) == []
