@@ -322,7 +322,9 @@ def test_an_environment_that_cannot_run_it_either(copy: Path) -> None:
 def old_pythons() -> list[Path]:
     """The interpreters of this machine that are too old."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path(pwd.getpwuid(os.getuid()).pw_dir, ".pyenv"))
-    found = [*pyenv.glob("versions/3.*/bin/python3.?"), *Path("/usr/bin").glob("python3.?")]
+    found = list(Path("/usr/bin").glob("python3.?"))
+    if os.access(pyenv / "versions", os.R_OK | os.X_OK):  # else it is another user's
+        found += pyenv.glob("versions/3.*/bin/python3.?")
     return sorted({path.name: path for path in found if int(path.name.rpartition(".")[2]) < OLDEST[1]}.values())
 
 
