@@ -71,6 +71,13 @@ def test_of_two_start_rows_the_earlier_counts(any_site: Site) -> None:
     assert statuses == expected | {f"{hours}pg_dump": "failed" for hours in expected}
 
 
+def test_an_end_without_its_start_in_the_days_read_belongs_to_a_run_of_long_ago(any_site: Site) -> None:
+    for name, error in (("missed", ""), ("failed", ERROR)):
+        c_id = any_site.container(name, "Weekly")
+        any_site.run(c_id, ago(5000), ago(40), error=error, error_at_start=True)
+    assert [status for status, _ in found(any_site).values()] == ["missed", "failed"]
+
+
 @pytest.mark.parametrize("age", range(240, 272))
 def test_a_run_at_the_beginning_of_the_days_read_is_known_as_a_whole(sqlite_site: Site, age: int) -> None:
     whole, failed, end_only = (sqlite_site.container(name) for name in ("whole", "failed", "end only"))
@@ -84,24 +91,21 @@ def test_a_run_at_the_beginning_of_the_days_read_is_known_as_a_whole(sqlite_site
     assert [one["last_success"] and one["last_success"]["duration_seconds"] for one in report] == [5 * 3600, None, None]
 
 
-@pytest.mark.parametrize(
-    ("before", "status"),
-    [
-        (None, "missed"),
-        ({"ended": ago(5000), "error": ERROR}, "failed"),
-        ({"ended": None}, "stalled"),
-        ({"ended": ago(5000)}, "missed"),
-    ],
-)
-def test_where_the_first_good_backup_is_of_today_the_whole_log_decides_on_yesterday(
-    any_site: Site, before: dict[str, Any] | None, status: str
-) -> None:
-    c_id = any_site.container()
-    if before:
-        any_site.run(c_id, ago(5001), **before)
-    any_site.run(c_id, ago(20), ago(19))
+def test_where_the_first_good_backup_is_of_today_the_whole_log_decides_on_yesterday(any_site: Site) -> None:
+    old: dict[str, dict[str, Any] | None] = {
+        "missed": {"ended": ago(5000)},
+        "failed": {"ended": ago(5000), "error": ERROR},
+        "stalled": {"ended": None},
+        "never": None,
+    }
+    for name, run in old.items():
+        c_id = any_site.container(name)
+        if run:
+            any_site.run(c_id, ago(5001), **run)
+        any_site.run(c_id, ago(20), ago(19))
     any_site.run(any_site.container("forgotten"), ago(5001), ago(5000))
-    assert found(any_site) == {"sales": ("ok", status), "forgotten": ("missed", "missed")}
+    expected = {name: ("ok", "missed" if name == "never" else name) for name in old}
+    assert found(any_site) == expected | {"forgotten": ("missed", "missed")}
 
 
 def test_ids_say_nothing_about_time(any_site: Site) -> None:
@@ -117,29 +121,10 @@ def test_ids_say_nothing_about_time(any_site: Site) -> None:
 
 
 def test_containers_without_rows(any_site: Site) -> None:
-    policies = {"daily": "Daily", "never": "Never", "none": " none", "unknown": "Dialy", "missing": None}
-    for name, policy in policies.items():
-        any_site.container(name, policy)
-    expected = {"daily": "missed", "never": "exempt", "none": "exempt", "unknown": "no_policy", "missing": "no_policy"}
-    assert found(any_site) == {name: (status, status) for name, status in expected.items()}
-
-
-def test_extra_jobs_are_told_apart_by_name_in_all_of_the_log(any_site: Site) -> None:
-    any_site.container("sales", "Never")
-    jobs = {"offsite": 13, "tape": 30, "moon": 5000, "never ran": None}
-    for name, hours in jobs.items():
-        if hours:
-            any_site.run(0, ago(hours), ago(hours - 1), name=name, backup_id="x")
-    for row in ({"c_id": 0, "name": "Offsite"}, {"c_id": 0}, {"name": "offsite"}, {"c_id": 0, "name": "other"}):
-        any_site.row(**row, state="end", backup_id="x", ts=ago(1), err_msg=ERROR)
-    config: dict[str, Any] = {"extra_jobs": dict.fromkeys(jobs, "Daily") | {"moon": "Weekly"}}
-    del (statuses := found(any_site, **config))["sales"]
-    assert statuses == {
-        "offsite": ("ok", "missed"),
-        "tape": ("missed", "ok"),
-        "moon": ("missed", "missed"),
-        "never ran": ("missed", "missed"),
-    }
+    expected = {"Daily": "missed", "Never": "exempt", " none": "exempt", "Dialy": "no_policy", "": "no_policy"}
+    for policy in expected:
+        any_site.container(f"'{policy}'", policy)
+    assert found(any_site) == {f"'{policy}'": (status, status) for policy, status in expected.items()}
 
 
 # --- As of when ----------------------------------------------------------------------------------------
@@ -226,26 +211,18 @@ def test_ignored_rows_are_counted_and_the_newest_three_named(any_site: Site) -> 
 # --- Exceptions ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("at", "status", "accepted"),
-    [
-        ("2026-03-14T23:59:59.999999+01:00", 0, True),
-        ("2026-03-15T00:00:00+01:00", 2, False),  # the day after, in db_timezone
-    ],
-)
-@pytest.mark.parametrize("by_name", [True, False])
-def test_an_exception_holds_to_the_end_of_its_last_day(
-    sqlite_site: Site, by_name: bool, at: str, status: int, accepted: bool
-) -> None:
-    c_id = sqlite_site.container()
-    exception = {"sales" if by_name else c_id: ("2026-03-14", "frozen")}
-    sqlite_site.config(exceptions=exception, db_timezone="Europe/Berlin")
-    result = sqlite_site.audit("--json", "--at", at)
-    [container] = json.loads(result.out)["containers"]
-    expected = {"until": "2026-03-14", "reason": "frozen"} if accepted else None
-    assert (result.status, container["status"], container["exception"]) == (status, "missed", expected)
-    text = " ".join(sqlite_site.audit("--at", (datetime.fromisoformat(at) + 7 * DAY).isoformat()).out.split())
-    assert ("frozen" in text) is accepted  # for a week, the report says that it ended
+@pytest.mark.parametrize("key", ["sales", 1])
+def test_an_exception_holds_to_the_end_of_its_last_day(sqlite_site: Site, key: str | int) -> None:
+    sqlite_site.container(c_id=1)
+    sqlite_site.config(exceptions={key: ("2026-03-14", "frozen")}, db_timezone="Europe/Berlin")
+    end = datetime.fromisoformat("2026-03-15T00:00+01:00")
+    for now, accepted in ((end - HOUR / 10**6, True), (end, False)):
+        result = sqlite_site.audit("--json", "--at", now.isoformat())
+        [container] = json.loads(result.out)["containers"]
+        expected = {"until": "2026-03-14", "reason": "frozen"} if accepted else None
+        assert (result.status, container["exception"]) == (0 if accepted else 2, expected)
+        week_later = sqlite_site.audit("--at", (now + 7 * DAY).isoformat())
+        assert ("frozen" in week_later.out) is accepted, "for a week, the report says that it has ended"
 
 
 def test_of_two_exceptions_of_a_container_the_longer_counts(sqlite_site: Site) -> None:
