@@ -31,7 +31,7 @@ def _neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """Nothing of the machine decides a test: no libpq variables, no home, no terminal, another time zone."""
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
-        if name.startswith(("PG", "LC_")) or name in TERMINAL_VARIABLES:
+        if name.startswith(("PG", "LC_", "PYTHON")) or name in TERMINAL_VARIABLES:
             patch.delenv(name)
     patch.setenv("LANG", "C.UTF-8")
     patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

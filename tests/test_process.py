@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from socket import create_server
 from typing import Any
@@ -128,29 +127,25 @@ def test_a_signal_at_any_moment(sqlite_site: Site) -> None:
     assert outcomes == {(0, "1.0"), (3, "0.0"), (3,)}
 
 
-@dataclass
-class Running:
-    """An audit as a process of its own, to be told to stop."""
-
-    program: subprocess.Popen[str]
-
-    def stop(self, how: signal.Signals) -> Result:
-        """Send the signal, and return how it ended, which takes no longer than promised."""
-        self.program.send_signal(how)
-        with within(PROMPTLY):
-            out, err = self.program.communicate(timeout=50)
-        return Result(self.program.returncode, out, err)
-
-
 @contextmanager
-def running(site: Site, script: str | Path = PROGRAM) -> Iterator[Running]:
+def running(site: Site, script: str | Path = PROGRAM) -> Iterator[subprocess.Popen[str]]:
+    """The audit of a site as a process of its own, to be told to stop."""
     words = [sys.executable, str(script), "--config", str(site.folder / "mydb_config.py")]
-    program = subprocess.Popen(words, cwd=site.folder, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    program = subprocess.Popen(words, cwd=site.folder, encoding="utf-8", stdout=pipe, stderr=pipe)
     try:
-        yield Running(program)
+        yield program
     finally:
         program.kill()
         program.communicate()
+
+
+def stop(program: subprocess.Popen[str], how: signal.Signals) -> Result:
+    """Send the signal, and return how the program ended, which takes no longer than promised."""
+    program.send_signal(how)
+    with within(PROMPTLY):
+        out, err = program.communicate(timeout=50)
+    return Result(program.returncode, out, err)
 
 
 both_signals = pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
@@ -161,7 +156,7 @@ def test_a_signal_while_a_query_runs(site: Site, how: signal.Signals) -> None:
     good = published(site)
     with locked_log(site), running(site) as audit:
         wait_until(lambda: waiting_backends(database_of(site)))
-        result = audit.stop(how)
+        result = stop(audit, how)
     assert_not_done(site, result, good, f"backup_audit: stopped by {how.name}: run it again\n")
 
 
@@ -180,7 +175,7 @@ def test_a_signal_while_the_network_swallows_a_query(site: Site, number: int, ho
         relay.at_query = hold
         with running(site) as audit:
             assert reached.wait(30)
-            result = audit.stop(how)
+            result = stop(audit, how)
         go_on.set()
     assert_not_done(site, result, good, how.name)
 
@@ -194,7 +189,7 @@ def test_a_signal_while_the_server_does_not_answer(site: Site, how: signal.Signa
             client, _ = listener.accept()
             with client:
                 client.recv(8)  # it asks for TLS, and waits
-                result = audit.stop(how)
+                result = stop(audit, how)
     assert_not_done(site, result, good, how.name)
 
 
@@ -205,9 +200,9 @@ def test_a_signal_while_the_program_starts(copy: Path, sqlite_site: Site, how: s
     package.mkdir()
     (package / "__init__.py").write_text("print('importing', flush=True); import time; time.sleep(60)", "utf-8")
     with running(sqlite_site, copy) as audit:
-        assert audit.program.stdout
-        assert audit.program.stdout.readline() == "importing\n"
-        result = audit.stop(how)
+        assert audit.stdout
+        assert audit.stdout.readline() == "importing\n"
+        result = stop(audit, how)
     assert result == Result(3, "", f"backup_audit: stopped by {how.name}: run it again\n")
     assert sqlite_site.textfile.read_bytes() == good
 
@@ -220,8 +215,8 @@ def test_no_password_is_in_a_process_title(site: Site) -> None:
     site.config(database_url=database.url.set(password=password).render_as_string(hide_password=False))
     with locked_log(site), running(site) as audit:
         wait_until(lambda: waiting_backends(database))
-        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (audit.program.pid, *waiting_backends(database))]
-        audit.stop(signal.SIGTERM)
+        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (audit.pid, *waiting_backends(database))]
+        stop(audit, signal.SIGTERM)
     assert "backup_audit.py" in titles[0]
     assert ADMIN_USER in titles[1]
     assert password.strip("\\:'") not in "".join(titles)
