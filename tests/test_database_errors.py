@@ -144,7 +144,9 @@ def test_no_line_of_the_password_file_fits(site: Site, line: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["setting", "PGPASSFILE", "HOME"])
-def test_a_password_file_that_libpq_does_not_use(site: Site, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_file_that_libpq_does_not_use(
+    site: Site, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     home = site.folder / "home"
     home.mkdir()
     path = home / ".pgpass"
@@ -155,6 +157,7 @@ def test_a_password_file_that_libpq_does_not_use(site: Site, how: str, monkeypat
     def step() -> str:
         said = failure(site)
         assert "no password found" in said
+        assert capfd.readouterr().err == "", "libpq itself has nothing to say"
         return advice(said)
 
     assert step() == f"create {path} with a line host:port:database:user:password and mode 0600"

@@ -137,6 +137,7 @@ def test_a_write_to_an_sqlite_file_is_refused(filed: Site, write: str) -> None:
     engine = admin_db.make_engine(filed.settings["database_url"], read_only=True)
     with pytest.raises(DBAPIError, match="readonly"), admin_db.audit_session(engine) as session:
         session.execute(text(write))
+    engine.dispose()
     assert database_files(filed) == before
 
 
