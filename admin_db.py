@@ -313,22 +313,25 @@ def read_deleted_containers(session: Session, since: datetime | None = None) -> 
 
 def read_runs(
     session: Session,
-    since: datetime,
+    since: datetime | None,
     early: datetime,
     latest: datetime,
     *,
     unseen: bool = False,
     c_ids: Iterable[int] = (),
 ) -> Iterator[LoggedRun]:
-    """The runs logged since a time, of all containers or of some, by `c_id`, and the rows without a time stamp.
+    """The runs logged since a time (None: ever), of all containers or of some, by `c_id`, and the undated rows.
 
     All times are naive local times. A run with rows up to `early` and rows after it comes in two parts. Rows after
     `latest` are strays, or left out if they are `unseen`.
     """
-    stamped = _LOG.ts.between(since, latest) if unseen else _LOG.ts >= since
-    # written into the statement: thousands of parameters would cost more than the query
-    ids = sa.bindparam(None, list(c_ids), type_=sa.Integer(), expanding=True, literal_execute=True)
-    return _runs(session, early, latest, sa.or_(stamped, _LOG.ts.is_(None)), _LOG.c_id.in_(ids) if c_ids else sa.true())
+    bounds = [] if since is None else [_LOG.ts >= since]
+    bounds += [_LOG.ts <= latest] if unseen else []
+    where = [sa.or_(sa.and_(*bounds), _LOG.ts.is_(None))] if bounds else []
+    if c_ids:  # written into the statement: thousands of parameters would cost more than the query
+        ids = sa.bindparam(None, list(c_ids), type_=sa.Integer(), expanding=True, literal_execute=True)
+        where.append(_LOG.c_id.in_(ids))
+    return _runs(session, early, latest, *where)
 
 
 def read_newest_stamp(session: Session) -> datetime | None:
@@ -389,8 +392,10 @@ def _first_text(document: sa.ColumnElement[Any], keys: str, postgres: bool) -> s
 
 def _runs(session: Session, early: datetime, latest: datetime, *where: sa.ColumnElement[bool]) -> Iterator[LoggedRun]:
     postgres = _is_postgres(session)
-    state = sa.func.lower(sa.func.trim(_LOG.state, " \t\r\n"))
-    sound = sa.and_(_is_time(_LOG.ts, postgres), _LOG.ts <= latest, _LOG.backup_id != "", state.in_(("start", "end")))
+    plain = sa.func.lower(sa.func.trim(_LOG.state, " \t\r\n"))
+    state = sa.case((_LOG.state.in_(("start", "end")), _LOG.state), else_=plain)  # few rows need the slow functions
+    counts = _LOG.ts.between(EARLIEST, latest)
+    sound = sa.and_(_is_time(_LOG.ts, postgres), counts, _LOG.backup_id != "", state.in_(("start", "end")))
     key = [
         _LOG.c_id.label("c_id"),
         sa.case((_LOG.c_id == 0, _LOG.name)).label("name"),

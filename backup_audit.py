@@ -193,12 +193,7 @@ def _history(settings: Settings, options: argparse.Namespace, run: Run) -> _Resu
             containers = _select(session, containers, options, settings)
         past = auditor.look_back(log, containers, period)
         if options.csv:
-            return 0, _harmless(
-                [
-                    history_report.csv_header(),
-                    *(history_report.csv_text(h, runs, period, settings.db_timezone) for h, runs in past),
-                ]
-            )
+            return 0, _harmless(list(history_report.history_csv(past, period, settings.db_timezone)))
         histories = [found for found, _ in past]
     if options.json:
         return 0, [history_report.history_json(histories, period)]

@@ -101,7 +101,7 @@ class LogOfSite:
         """Each container with all of its log."""
         waiting = {key_of(container): container for container in containers}
         c_ids = {c_id for c_id, _ in waiting if isinstance(c_id, int)}  # SQLite keeps any value
-        for key, runs in _by_container(self._read(admin_db.EARLIEST, early, c_ids) if c_ids else ()):
+        for key, runs in _by_container(self._read(None, early, c_ids) if c_ids else ()):
             log = self._log(runs)
             if key in waiting:
                 yield waiting.pop(key), log
@@ -113,7 +113,7 @@ class LogOfSite:
         self.newest_row = max((moment for moment in (self.newest_row, log.newest_row) if moment), default=None)
         return log
 
-    def _read(self, since: datetime, early: datetime, c_ids: Collection[int] = ()) -> Iterator[LoggedRun]:
+    def _read(self, since: datetime | None, early: datetime, c_ids: Collection[int] = ()) -> Iterator[LoggedRun]:
         bounds = (self._local(early), self._local(self.latest))
         return admin_db.read_runs(self.session, since, *bounds, unseen=self.asked_for, c_ids=c_ids)
 

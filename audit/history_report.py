@@ -217,28 +217,24 @@ def _seconds(duration: timedelta | None) -> float | None:
 # --- CSV -----------------------------------------------------------------------------------------------
 
 
-def csv_header() -> str:
-    """The first line of the CSV."""
-    return _csv([_CSV_COLUMNS])
-
-
-def csv_text(history: ContainerHistory, runs: Iterable[Run], period: Period, zone: tzinfo) -> str:
-    """The lines of one container, one a day; a container without a schedule has one line, without a day.
+def history_csv(past: Iterable[tuple[ContainerHistory, list[Run]]], period: Period, zone: tzinfo) -> Iterator[str]:
+    """The CSV: its first line, then those of each container, one a day; without a schedule one, without a day.
 
     RFC 4180 in UTF-8, without a byte order mark: programs would take it for a part of the first title. Times are local
     times of `zone` with their offset, so that they fit the day beside them and mean one moment. Uncovered seconds
     are rounded up. What a spreadsheet would run, and what would break a line, is defused.
     """
-    who = [_text(history.container.name), history.container.c_id, _text(history.policy)]
-    if not history.outcomes:
-        return _csv([[*who, "", "", "", "", "", ""]])
-    shown = _run_of_each_day(runs, period)
-    return _csv(
-        [*who, day.date, outcome.value, math.ceil(uncovered / SECOND), *_run_cells(shown.get(place), zone)]
-        for place, (day, outcome, uncovered) in enumerate(
-            zip(period.days, history.outcomes, history.uncovered_by_day, strict=False)
-        )
-    )
+    days = [day.date.isoformat() for day in period.days]
+    yield _csv([_CSV_COLUMNS])
+    for history, runs in past:
+        who = (_text(history.container.name), history.container.c_id, _text(history.policy))
+        shown = _run_of_each_day(runs, period)
+        cells = zip(days, history.outcomes, history.uncovered_by_day, strict=False)
+        rows = [
+            (*who, day, outcome, math.ceil(uncovered / SECOND) if uncovered else 0, *_run_cells(shown.get(place), zone))
+            for place, (day, outcome, uncovered) in enumerate(cells)
+        ]
+        yield _csv(rows or [(*who, "", "", "", "", "", "")])
 
 
 def _run_of_each_day(runs: Iterable[Run], period: Period) -> dict[int | None, Run]:
@@ -255,11 +251,11 @@ def _succeeded(run: Run) -> bool:
     return run.ended is not None and run.error is None
 
 
-def _run_cells(run: Run | None, zone: tzinfo) -> list[str]:
+def _run_cells(run: Run | None, zone: tzinfo) -> tuple[str, str, str]:
     if run is None:
-        return ["", "", ""]
+        return "", "", ""
     ended = "" if run.ended is None else run.ended.astimezone(zone).isoformat()
-    return [run.started.astimezone(zone).isoformat(), ended, _text(run.backup_id)]
+    return run.started.astimezone(zone).isoformat(), ended, _text(run.backup_id)
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> str:

@@ -34,7 +34,8 @@ _MONGODUMP_STEPS = (
     "writing|done dumping|dumping up to|dumped|counted|reading|enqueued|archive prelude|dump phase|starting dump"
     "|ending dump|finalizing|initializing|not dumping"
 )
-_MONGODUMP = rf"{_STAMP}(?:\[[#.]+\]|(?:{_MONGODUMP_STEPS}) )"
+_CUT_STEP = _beginning_of(*(f"{step} " for step in _MONGODUMP_STEPS.split("|")))
+_MONGODUMP = rf"{_STAMP}(?:\[[#.]+\]|(?:{_MONGODUMP_STEPS}) |(?:{_CUT_STEP})\Z)"
 _OPTION = r"(?:[\w.]+ ){0,3}--?\w"
 _COMMAND = rf"(?:[\w./-]*/)?(?:pg_dump|pg_dumpall|mysqldump|mariadb-dump|mongodump|neo4j-admin|aws|cp|docker) {_OPTION}"
 _PROGRESS = _any_of(
@@ -121,7 +122,6 @@ _KNOWN_BESIDES = (
 )
 _CUT_OFF = _beginning_of(
     *(f"pg_dump: {step} " for step in _PG_DUMP_STEPS.split("|")),
-    *(f"{step} " for step in _MONGODUMP_STEPS.split("|")),
     *("pg_dump: warning: there are circular", "pg_dump: warning: could not find where"),
     *("Executing Postgres dump_all globals command:", "Backing up globals to:", "Backing up to S3:", "Result: "),
     *("Command: pg_dumpall -", "Command: pg_dump --d", "Command: mariadb-dump -", "Command: mongodump --u"),

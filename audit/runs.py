@@ -43,19 +43,16 @@ class ContainerLog:
         """`latest` is the moment (aware UTC) after which a row is future."""
         self.ignored = IgnoredRows()
         self._rules = rules
-        self._errors: dict[str, bool] = {}  # by message: a container's messages repeat from night to night
-        parts: dict[str, LoggedRun] = {}
-        early: dict[str, LoggedRun] = {}
-        stamps = []
+        self._read: dict[str | None, _Messages] = {None: ((), None)}  # a container's messages repeat every night
+        parts: dict[str | None, LoggedRun] = {}
+        early: dict[str | None, LoggedRun] = {}
         for part in logged:
             if part.stray_id is not None:
                 self.ignored.add(_why_stray(part, latest, rules), [part.stray_id])
                 continue
-            backup_id = part.backup_id or ""
-            stamps.append(part.stamp)
             if part.is_early:
-                early[backup_id] = part
-            parts[backup_id] = _joined(parts[backup_id], part) if backup_id in parts else part
+                early[part.backup_id] = part
+            parts[part.backup_id] = _joined(parts[part.backup_id], part) if part.backup_id in parts else part
         runs = {backup_id: self._run(part) for backup_id, part in parts.items()}
         self.runs = list(runs.values())
         """All runs, in any order."""
@@ -63,7 +60,7 @@ class ContainerLog:
             runs[backup_id] if parts[backup_id] is part else self._run(part) for backup_id, part in early.items()
         ]
         """The runs as the log showed them at the earlier moment, in any order."""
-        newest = max((stamp for stamp in stamps if stamp), default=None)
+        newest = max((part.stamp for part in parts.values() if part.stamp), default=None)
         self.newest_row = None if newest is None else utc_from_local(newest, rules.zone)
         """The moment (aware UTC) of the newest row that belongs to a run, or None."""
 
@@ -72,15 +69,20 @@ class ContainerLog:
         assert start is not None  # a row with neither is a stray
         started = utc_from_local(start, zone)
         ended = None if part.ended is None else utc_from_local(part.ended, zone, not_before=started)
-        said = tuple(dict.fromkeys(part.messages.split(SEPARATOR))) if part.messages else ()
-        error = next(filter(self._is_error, said), None)
+        found = self._read.get(part.messages)
+        if found is None:
+            found = self._read[part.messages] = _messages(part.messages or "", self._rules.error_pattern)
+        said, error = found
         return Run(started, part.backup_id or "", part.type or "", ended, error, said, part.started is not None)
 
-    def _is_error(self, message: str) -> bool:
-        found = self._errors.get(message)
-        if found is None:
-            found = self._errors[message] = messages.is_error(message, self._rules.error_pattern)
-        return found
+
+_Messages = tuple[tuple[str, ...], str | None]
+"""The different messages of a run, and the one that reports an error."""
+
+
+def _messages(joined: str, error_pattern: re.Pattern[str]) -> _Messages:
+    said = tuple(dict.fromkeys(joined.split(SEPARATOR)))
+    return said, next((message for message in said if messages.is_error(message, error_pattern)), None)
 
 
 def _joined(one: LoggedRun, other: LoggedRun) -> LoggedRun:
@@ -89,7 +91,8 @@ def _joined(one: LoggedRun, other: LoggedRun) -> LoggedRun:
         type=one.type or other.type,
         started=min((part.started for part in (one, other) if part.started), default=None),
         ended=max((part.ended for part in (one, other) if part.ended), default=None),
-        messages=SEPARATOR.join(part.messages for part in (one, other) if part.messages),
+        messages=SEPARATOR.join(part.messages for part in (one, other) if part.messages) or None,
+        stamp=max((part.stamp for part in (one, other) if part.stamp), default=None),
     )
 
 

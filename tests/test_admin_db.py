@@ -420,7 +420,7 @@ def test_no_time_stamp_ends_a_read(any_site: Site, read_only: sa.Engine) -> None
         created = {facts.c_id: facts.created for facts in admin_db.read_active_containers(session)}
         assert created == {c_id: expected for c_id, (_, expected) in enumerate(stamps.values(), 1)}
         for unseen in (False, True):
-            read = list(admin_db.read_runs(session, admin_db.EARLIEST, TS, datetime(2026, 3, 14), unseen=unseen))
+            read = list(admin_db.read_runs(session, None, TS, datetime(2026, 3, 14), unseen=unseen))
             ends = {run.c_id: run.ended for run in read if run.stray_id is None}
             assert ends == {c_id: end for c_id, (end, _) in enumerate(stamps.values(), 1) if end}
             assert all(run.started is None for run in read)

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from audit.history import ContainerHistory, last_days, look_back, parse_period
-from audit.history_report import csv_header, csv_text, history_json, history_table, percent, worst_first
+from audit.history_report import history_csv, history_json, history_table, percent, worst_first
 from audit.policy import DAY, HOUR, UTC, Container, Rules, Run
 from audit.printable import Style, columns
 from tests.builders import NOW, SECRET, TOP, Site
@@ -457,7 +457,7 @@ def test_the_json_document() -> None:
 
 
 def rows_of(history: ContainerHistory, runs: Sequence[Run], days: int = 3, zone: Any = UTC) -> list[dict[str, str]]:
-    text = "\n".join([csv_header(), csv_text(history, runs, last_days(days, NOW, zone), zone), ""])
+    text = "".join(f"{lines}\n" for lines in history_csv([(history, list(runs))], last_days(days, NOW, zone), zone))
     assert text.count("\n") == text.count("\r\n") == len(list(csv.reader(io.StringIO(text, newline=""), strict=True)))
     assert text.startswith("name,c_id,policy,day,outcome,uncovered_seconds,run_started,run_ended,backup_id\r\n")
     return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
@@ -485,8 +485,8 @@ def test_the_times_of_the_csv_are_those_of_its_days() -> None:
 
 def test_uncovered_seconds_are_never_rounded_to_none() -> None:
     runs, end = [run("13 01:00")], NOW + TICK
-    text = csv_text(past(*runs, days=1, end=end), runs, last_days(1, end, UTC), UTC)
-    assert text.splitlines()[-1] == "sales,7,Daily,2026-03-14,none,1,,,"
+    *_, lines = history_csv([(past(*runs, days=1, end=end), runs)], last_days(1, end, UTC), UTC)
+    assert lines.splitlines()[-1] == "sales,7,Daily,2026-03-14,none,1,,,"
 
 
 def test_the_whole_population_is_in_the_csv() -> None:

@@ -75,7 +75,7 @@ def assert_right_for_the_log(statements: list[str]) -> None:
     readers = [one for one in statements if re.search(r"\bbackups\b", one)]
     for statement in readers:
         assert re.match(r"DECLARE .* CURSOR .* ORDER BY backups\.c_id\s*$", statement, re.DOTALL), statement
-        assert re.search(r"WHERE \(*backups\.ts (?:>=|BETWEEN) ", statement), statement
+        assert re.search(r"WHERE (?:\(*backups\.ts (?:>=|<=|BETWEEN) |backups\.c_id IN )", statement), statement
         assert not re.search(r"\bid\s*(?:[<>=]|IN\b|BETWEEN\b)|ORDER BY backups\.id", statement), statement
     for statement in statements:
         assert not re.search(r"\b(command|url)\b", statement), statement
