@@ -260,6 +260,7 @@ class ContainerFacts(NamedTuple):
     engine: str | None
     owner: str | None
     contact: str | None
+    last_logged: datetime | None  # of a deleted container: its newest log row, naive local time of the DB4Sci host
 
 
 SEPARATOR = "\x1e"  # between the messages of a run
@@ -306,9 +307,13 @@ def read_active_containers(session: Session) -> list[ContainerFacts]:
 
 def read_deleted_containers(session: Session, since: datetime | None = None) -> list[ContainerFacts]:
     """The containers that `container_state` does not know; with `since`, those logged since a naive local time."""
+    log = sa.select(_LOG.c_id, sa.func.max(_LOG.ts).label("ts")).group_by(_LOG.c_id).subquery().c
     tables = ContainerRow.__table__.outerjoin(ContainerState.__table__, _CONTAINERS.id == _STATES.c_id)
-    logged = sa.true() if since is None else _CONTAINERS.id.in_(sa.select(_LOG.c_id).where(_LOG.ts >= since))
-    return _read_containers(session, tables, _CONTAINERS.id, _CONTAINERS.id, _STATES.id.is_(None), logged)
+    tables = tables.outerjoin(log.ts.table, _CONTAINERS.id == log.c_id)
+    logged = sa.true() if since is None else log.ts >= since
+    return _read_containers(
+        session, tables, _CONTAINERS.id, _CONTAINERS.id, _STATES.id.is_(None), logged, last_logged=log.ts
+    )
 
 
 def read_runs(
@@ -356,7 +361,12 @@ def _is_postgres(session: Session) -> bool:
 
 
 def _read_containers(
-    session: Session, tables: sa.FromClause, row_id: sa.ColumnElement[Any], c_id: sa.ColumnElement[Any], *where: Any
+    session: Session,
+    tables: sa.FromClause,
+    row_id: sa.ColumnElement[Any],
+    c_id: sa.ColumnElement[Any],
+    *where: Any,
+    last_logged: sa.ColumnElement[Any] | None = None,
 ) -> list[ContainerFacts]:
     postgres = _is_postgres(session)
     if postgres:
@@ -366,14 +376,17 @@ def _read_containers(
     else:
         document = sa.type_coerce(sa.case((sa.func.json_valid(_CONTAINERS.data) == 1, _CONTAINERS.data)), sa.Text())
     columns = [
-        *(row_id.label("row_id"), c_id.label("c_id"), _STATES.name, _CONTAINERS.name.label("container_name")),
-        *(_STATES.state, _readable(_CONTAINERS.ts, postgres).label("created"), _CONTAINERS.id.label("container_id")),
+        *(row_id.label("row_id"), c_id.label("c_id"), _text(_STATES.name).label("name")),
+        *(_text(_CONTAINERS.name).label("container_name"), _text(_STATES.state).label("state")),
+        *(_readable(_CONTAINERS.ts, postgres).label("created"), _CONTAINERS.id.label("container_id")),
         document.label("document"),
+        (sa.null() if last_logged is None else _readable(last_logged, postgres)).label("last_logged"),
     ]
     rows = sa.select(*columns).select_from(tables).where(*where).offset(0).subquery()
     plain = [rows.c[name] for name in ("c_id", "name", "container_name", "state", "created", "container_id")]
     texts = [_first_text(rows.c.document, keys, postgres) for keys in _KEYS]
-    return [ContainerFacts(*row) for row in session.execute(sa.select(*plain, *texts).order_by(rows.c.row_id))]
+    query = sa.select(*plain, *texts, rows.c.last_logged).order_by(rows.c.row_id)
+    return [ContainerFacts(*row) for row in session.execute(query)]
 
 
 def _first_text(document: sa.ColumnElement[Any], keys: str, postgres: bool) -> sa.ColumnElement[Any]:
@@ -398,15 +411,15 @@ def _runs(session: Session, early: datetime, latest: datetime, *where: sa.Column
     sound = sa.and_(_is_time(_LOG.ts, postgres), counts, _LOG.backup_id != "", state.in_(("start", "end")))
     key = [
         _LOG.c_id.label("c_id"),
-        sa.case((_LOG.c_id == 0, _LOG.name)).label("name"),
-        _LOG.backup_id,
+        sa.case((_LOG.c_id == 0, _text(_LOG.name))).label("name"),
+        _text(_LOG.backup_id).label("backup_id"),
         (_LOG.ts <= early).label("is_early"),
         sa.case((sound, sa.null()), else_=_LOG.id).label("stray_id"),
     ]
     query = (
         sa.select(
             *key[:4],
-            sa.func.max(_LOG.backup_type),
+            sa.func.max(_text(_LOG.backup_type)),
             _readable(sa.func.min(sa.case((state == "start", _LOG.ts))), postgres),
             _readable(sa.func.max(sa.case((state == "end", _LOG.ts))), postgres),
             sa.func.aggregate_strings(sa.func.nullif(_LOG.err_msg, ""), SEPARATOR),
@@ -418,6 +431,11 @@ def _runs(session: Session, early: datetime, latest: datetime, *where: sa.Column
         .order_by(_LOG.c_id)
     )
     return map(LoggedRun._make, session.connection().execute(query, execution_options={"yield_per": 5_000}))
+
+
+def _text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """A column as text; SQLite keeps any value in it."""
+    return sa.cast(column, sa.Text)
 
 
 def _is_time(column: sa.ColumnElement[Any], postgres: bool) -> sa.ColumnElement[bool]:

@@ -230,7 +230,7 @@ def _select(
     except ValueError:
         deleted = auditor.deleted_containers(session, settings)
     try:
-        return selection.select(containers, options.containers, deleted)
+        return selection.select(containers, options.containers, deleted, settings.db_timezone)
     except ValueError as error:
         raise AuditError(*str(error).split(": ", 1)) from None
 

@@ -8,7 +8,7 @@ on all of their rows, in one more read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
@@ -33,6 +33,7 @@ from audit.policy import (
     judge,
     known_policy,
     last_local,
+    utc_from_local,
 )
 from audit.printable import duration_text
 from audit.runs import ContainerLog, IgnoredRows, decides, unrecognised
@@ -166,10 +167,14 @@ def active_containers(session: Session, settings: Settings) -> list[Container]:
 def deleted_containers(session: Session, settings: Settings, since: datetime | None = None) -> list[Container]:
     """The containers that are not active any more; with `since` (aware UTC) those that were logged since then."""
     local = since and last_local(since - CLOCK_CHANGE, settings.db_timezone)
-    return [_container(facts, deleted=True) for facts in admin_db.read_deleted_containers(session, local)]
+    found = []
+    for facts in admin_db.read_deleted_containers(session, local):
+        last_logged = facts.last_logged and utc_from_local(facts.last_logged, settings.db_timezone)
+        found.append(replace(_container(facts), deleted=True, last_logged=last_logged))
+    return found
 
 
-def _container(facts: ContainerFacts, deleted: bool = False) -> Container:
+def _container(facts: ContainerFacts) -> Container:
     return Container(
         c_id=facts.c_id,
         name=facts.name or facts.container_name or f"c_id {facts.c_id}",
@@ -180,7 +185,6 @@ def _container(facts: ContainerFacts, deleted: bool = False) -> Container:
         contact=facts.contact,
         created=facts.created.replace(tzinfo=UTC) if facts.created else None,
         has_metadata=facts.container_id is not None,
-        deleted=deleted,
     )
 
 

@@ -137,6 +137,8 @@ class Container:
     """False if `containers` has no row of this container."""
     deleted: bool = False
     """True if `container_state` has no row of this container."""
+    last_logged: datetime | None = None
+    """The newest log row of a deleted container."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from datetime import tzinfo
 from fnmatch import fnmatchcase
 
-from audit.policy import Container
+from audit.policy import UTC, Container, minute
 from audit.printable import cut, one_line
 
 _SUGGESTED = 3
@@ -15,16 +16,18 @@ _COMPARED = 100
 """How many characters of a name count for its similarity to another."""
 
 
-def select(containers: Sequence[Container], words: Iterable[str], deleted: Sequence[Container] = ()) -> list[Container]:
+def select(
+    containers: Sequence[Container], words: Iterable[str], deleted: Sequence[Container] = (), zone: tzinfo = UTC
+) -> list[Container]:
     """The containers that the words mean, each once: names, `c_id`s or shell patterns, in this order of preference.
 
-    Raises `ValueError` for a word that means none; its text is `<problem>: <what to do>`.
+    Raises `ValueError` for a word that means none; its text is `<problem>: <what to do>`, with times of `zone`.
     """
     chosen: dict[Container, None] = {}
     for word in words:
         found = _meant(containers, word)
         if not found:
-            raise ValueError(_unknown(word, containers, deleted))
+            raise ValueError(_unknown(word, containers, deleted, zone))
         chosen |= dict.fromkeys(found)
     return list(chosen)
 
@@ -41,12 +44,12 @@ def _is_pattern(word: str) -> bool:
     return re.search(r"[*?[]", word) is not None
 
 
-def _unknown(word: str, containers: Iterable[Container], deleted: Sequence[Container]) -> str:
+def _unknown(word: str, containers: Iterable[Container], deleted: Sequence[Container], zone: tzinfo) -> str:
     shown = cut(one_line(word), 40)
-    gone = _meant(deleted, word)
-    if gone:
-        called = cut(one_line(gone[-1].name), 40)
-        return f"{called} (c_id {gone[-1].c_id}) was deleted: --history DAYS --all shows its past"
+    for gone in reversed(_meant(deleted, word)):
+        when = f" after its last backup run, of {minute(gone.last_logged, zone)}" if gone.last_logged else ""
+        called = f"{cut(one_line(gone.name), 40)} (c_id {gone.c_id})"
+        return f"{called} was deleted{when}: --history DAYS --all shows its past"
     close = _close({container.name for container in containers}, word)
     names = " or ".join(cut(one_line(name), 40) for name in close)
     hint = f"did you mean {names}?" if close else "-v lists all names"

@@ -148,18 +148,22 @@ def test_documents_that_are_not_json_in_sqlite(sqlite_site: Site, value: str) ->
     assert [one["status"] for one in audited(sqlite_site).containers] == ["no_policy"] * len(NOT_JSON)
 
 
-def test_text_that_is_not_utf8_in_sqlite(sqlite_site: Site) -> None:
-    c_id = sqlite_site.container("x")
-    sqlite_site.run(c_id, STARTED, ENDED)
+@pytest.mark.parametrize("stored", ["CAST(? AS TEXT)", "?"], ids=["text", "BLOB"])
+def test_columns_of_text_that_hold_something_else_in_sqlite(sqlite_site: Site, stored: str) -> None:
     odd, data = b"J\xf6rg \xff", b'{"Info": {"BACKUP_FREQ": "Daily", "OWNER": "J\xf6rg", "CONTACT": "\\ud800"}}'
-    for table, column, value in (
-        *(("containers", "data", data), ("container_state", "name", odd)),
-        *(("backups", column, odd) for column in ("backup_id", "backup_type", "err_msg", "name")),
-    ):
-        execute(sqlite_site, f"UPDATE {table} SET {column} = CAST(? AS TEXT) WHERE name = 'x'", value)
-    (container,) = audited(sqlite_site).containers
-    assert (container["name"], container["status"], container["owner"]) == ("J\\xf6rg \\xff", "ok", "J\\xf6rg")
-    assert container["last_run"]["message"] == container["last_run"]["type"] == "J\\xf6rg \\xff"
+    for name, value in (("x", odd), ("y", 7)):
+        c_id = sqlite_site.container(name)
+        sqlite_site.run(c_id, STARTED, ENDED)
+        for column in ("backup_id", "backup_type", "err_msg", "name"):
+            execute(sqlite_site, f"UPDATE backups SET {column} = {stored} WHERE c_id = {c_id}", value)
+        for column in ("state", "name"):
+            execute(sqlite_site, f"UPDATE container_state SET {column} = {stored} WHERE c_id = {c_id}", value)
+    execute(sqlite_site, "UPDATE containers SET data = CAST(? AS TEXT) WHERE name = 'x'", data)
+    for text, one in zip(("J\\xf6rg \\xff", "7"), audited(sqlite_site).containers, strict=True):
+        run = one["last_run"]
+        assert (one["name"], one["state"], one["status"]) == (text, text, "ok")
+        assert (run["backup_id"], run["type"], run["message"]) == (text, text, text)
+    assert audited(sqlite_site).containers[0]["owner"] == "J\\xf6rg"
 
 
 # --- c_id, name and state -------------------------------------------------------------------------------

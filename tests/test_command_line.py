@@ -126,7 +126,8 @@ def test_details_come_in_the_order_asked_for(any_site: Site) -> None:
 def test_an_unknown_container(any_site: Site, argv: tuple[str, ...]) -> None:
     for name in ("sales", "sales-archive", "wiki\x1b[2J"):
         any_site.container(name)
-    any_site.container("gone", active=False)
+    gone = any_site.container("gone", active=False)
+    any_site.run(gone, "2026-03-01 18:07", "2026-03-01 18:30")
     advice = {
         "sale": "did you mean sales or sales-archive?",
         "hydrogen": "-v lists all names",
@@ -135,7 +136,10 @@ def test_an_unknown_container(any_site: Site, argv: tuple[str, ...]) -> None:
     for name, hint in advice.items():
         said = failure(any_site, *argv, "sales", name, publishes=False)
         assert said == f"backup_audit: no active container is called {name}: {hint}\n"
-    assert failure(any_site, *argv, "gone", publishes=False).startswith("backup_audit: gone (c_id 4) was deleted: ")
+    assert failure(any_site, *argv, "gone", publishes=False) == (
+        "backup_audit: gone (c_id 4) was deleted after its last backup run, of 2026-03-01 18:30 UTC: "
+        "--history DAYS --all shows its past\n"
+    )
 
 
 # --- Exit statuses, and how much is printed ---------------------------------------------------------------

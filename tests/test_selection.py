@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
-from audit.policy import Container
+from audit.policy import UTC, Container
 from audit.selection import select
 
 NAMES = ["sales", "lab-4-postgres", "lab-40", "seqdb", "twin", "twin", "12", "odd[1]", "Lab-5"]
 SITE = [Container(c_id, name) for c_id, name in enumerate(NAMES, 1)]
 JOB, LOST = Container(0, "offsite"), Container(None, "lost")
-GONE = [Container(70, "old-lab"), Container(71, "old-lab"), Container(72, "older")]
+LOGGED = datetime(2026, 3, 1, 18, 7, tzinfo=UTC)
+GONE = [Container(70, "old-lab"), Container(71, "old-lab", last_logged=LOGGED), Container(72, "older")]
 
 
 def chosen(*words: str) -> list[int | None]:
@@ -71,7 +74,9 @@ def test_without_a_close_match_the_report_has_all_names(word: str) -> None:
 
 @pytest.mark.parametrize("word", ["old-lab", "71", "*-lab"])
 def test_a_deleted_container_is_called_deleted(word: str) -> None:
-    assert problem(word) == "old-lab (c_id 71) was deleted: --history DAYS --all shows its past"
+    shown = "old-lab (c_id 71) was deleted after its last backup run, of 2026-03-01 18:07 UTC"
+    assert problem(word) == f"{shown}: --history DAYS --all shows its past"
+    assert problem("older") == "older (c_id 72) was deleted: --history DAYS --all shows its past"
 
 
 def test_an_error_is_one_harmless_line() -> None:
