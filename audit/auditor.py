@@ -64,7 +64,7 @@ class LogOfSite:
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
     """The rows of the last days that no verdict could use, of all containers; known when all is read."""
     newest_row: datetime | None = None
-    """The newest row that counts, of all containers; known when all is read."""
+    """The newest row that is not future, of all containers; known when all is read."""
 
     @property
     def latest(self) -> datetime:

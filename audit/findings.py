@@ -82,7 +82,7 @@ class Audit:
     findings: tuple[Finding, ...]
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
     newest_row: datetime | None = None
-    """The newest log row of the whole site that counts, aware UTC."""
+    """The newest log row of the whole site that is not future, aware UTC."""
     unused_exceptions: tuple[str, ...] = ()
     """Keys of the setting `exceptions` that fit no container."""
 

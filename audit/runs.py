@@ -46,9 +46,12 @@ class ContainerLog:
         self._read: dict[str | None, _Messages] = {None: ((), None)}  # a container's messages repeat every night
         parts: dict[str | None, LoggedRun] = {}
         early: dict[str | None, LoggedRun] = {}
+        stamps: list[datetime | None] = []
         for part in logged:
             if part.stray_id is not None:
-                self.ignored.add(_why_stray(part, latest, rules), [part.stray_id])
+                reason = _why_stray(part, latest, rules)
+                self.ignored.add(reason, [part.stray_id])
+                stamps += [part.stamp] if reason == MALFORMED else []
                 continue
             if part.is_early:
                 early[part.backup_id] = part
@@ -60,9 +63,10 @@ class ContainerLog:
             runs[backup_id] if parts[backup_id] is part else self._run(part) for backup_id, part in early.items()
         ]
         """The runs as the log showed them at the earlier moment, in any order."""
-        newest = max((part.stamp for part in parts.values() if part.stamp), default=None)
+        stamps += [part.stamp for part in parts.values()]
+        newest = max(filter(None, stamps), default=None)
         self.newest_row = None if newest is None else utc_from_local(newest, rules.zone)
-        """The moment (aware UTC) of the newest row that belongs to a run, or None."""
+        """The moment (aware UTC) of the newest row that is not future, or None."""
 
     def _run(self, part: LoggedRun) -> Run:
         zone, start = self._rules.zone, part.started or part.ended

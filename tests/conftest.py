@@ -18,7 +18,11 @@ from tests.programs import find_program, promtool_check_metrics, scrape_textfile
 
 CI = os.environ.get("CI", "").lower() in ("true", "1")
 INSTALLATIONS = installations()
-EVERY_DATABASE = [pytest.param(None, id="sqlite"), *(pytest.param(one, id=one.id) for one in INSTALLATIONS)]
+EVERY_SERVER = [
+    pytest.param(one, id=one.id, marks=[pytest.mark.slow] if number else []) for number, one in enumerate(INSTALLATIONS)
+]
+"""All but the first are slow: what differs between versions of PostgreSQL is not looked for with each Python."""
+EVERY_DATABASE = [pytest.param(None, id="sqlite"), *EVERY_SERVER]
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM")
 
 settings.register_profile("tests", deadline=None, print_blob=True, derandomize=True)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 import backup_audit
 from tests.builders import TOP, Result, Site
-from tests.conftest import INSTALLATIONS
+from tests.conftest import EVERY_SERVER
 from tests.failures import as_result
 from tests.postgres import ADMIN_USER, Database, Installation, Servers
 
@@ -34,7 +34,7 @@ PROGRAM = "/opt/backup_audit/backup_audit.py"
 # --- The role ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[pytest.param(one, id=one.id) for one in INSTALLATIONS])
+@pytest.fixture(params=EVERY_SERVER)
 def database(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Database]:
     """An admin database of its own, on every PostgreSQL version there is; afterwards the role is gone."""
     installation: Installation = request.param

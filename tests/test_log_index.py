@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from tests.builders import TOP
-from tests.conftest import INSTALLATIONS
+from tests.conftest import EVERY_SERVER
 from tests.postgres import ADMIN_USER, Database, Installation, Servers
 
 SCRIPT = TOP / "deploy" / "log_index.sql"
@@ -23,7 +23,7 @@ NIGHTS = """
 LAST_DAYS = "EXPLAIN SELECT c_id FROM backups WHERE ts >= '2026-07-10' OR ts IS NULL ORDER BY c_id"
 
 
-@pytest.fixture(params=[pytest.param(one, id=one.id) for one in INSTALLATIONS])
+@pytest.fixture(params=EVERY_SERVER)
 def database(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Database]:
     """An admin database of its own, on every PostgreSQL version there is."""
     installation: Installation = request.param

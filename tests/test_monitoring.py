@@ -177,6 +177,7 @@ def test_prometheus_accepts_the_rules(require_program: Find) -> None:
     assert len(said.splitlines()) == 3, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", RULE_TESTS)
 def test_every_alert_fires_and_clears_when_it_should(file: str, require_program: Find) -> None:
     promtool = require_program("promtool")

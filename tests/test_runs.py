@@ -69,12 +69,14 @@ def test_the_parts_of_a_run_before_and_after_the_earlier_moment_make_one(rows: t
     ("rows", "newest"),
     [
         ([], None),
-        ([logged(None, None, stray_id=3, stamp=ENDED)], None),
+        ([logged(None, None, stray_id=3)], None),
+        ([logged(None, None, stray_id=3, stamp=datetime(2026, 3, 15))], None),
+        ([logged(None, None, stray_id=3, stamp=ENDED), logged(STARTED, None)], ENDED),  # malformed, but logged
         ([logged(STARTED, STARTED - HOUR)], STARTED),  # an end before its start
         ([logged(STARTED, None, stamp=ENDED)], ENDED),  # a second start row
     ],
 )
-def test_the_newest_row_is_of_any_run(rows: list[LoggedRun], newest: datetime | None) -> None:
+def test_the_newest_row_is_any_that_is_not_future(rows: list[LoggedRun], newest: datetime | None) -> None:
     assert log_of(*rows).newest_row == (newest and newest.replace(tzinfo=UTC))
 
 
