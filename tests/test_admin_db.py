@@ -91,7 +91,7 @@ def test_a_row_can_be_added_without_an_id_from_psql_and_where_the_ids_have_no_de
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_table_is_read_updated_and_deleted_alike(any_site: Site, model: type[Any]) -> None:
+def test_every_table_can_be_read_updated_and_deleted(any_site: Site, model: type[Any]) -> None:
     with any_site.session() as session:
         for name in ("sales", "wiki", "sales"):
             session.add(model(name=name))
@@ -117,7 +117,7 @@ def test_every_table_is_read_updated_and_deleted_alike(any_site: Site, model: ty
         assert [row.name for row in admin_db.find(session, model)] == ["wiki", "shop"]
 
 
-def test_what_is_given_is_read_as_it_was_written_and_the_rest_is_sensible(any_site: Site) -> None:
+def test_given_values_are_stored_and_the_others_have_defaults(any_site: Site) -> None:
     columns = {"backup_type": "User", "url": "s3://x", "command": "pg_dump", "err_msg": "\nExecuted:\n"}
     with any_site.session() as session:
         admin_db.add_container(session, "sales", {"Id": 1}, TS)
@@ -168,7 +168,7 @@ def test_any_document_and_any_name_is_read_as_it_was_written(any_site: Site) -> 
         assert [(one.name, one.container_name, one.owner) for one in found] == [(n, n, n or None) for n in NAMES]
 
 
-def test_nul_is_text_for_sqlite_and_refused_by_postgresql(any_site: Site) -> None:
+def test_sqlite_stores_nul_and_postgresql_refuses_it(any_site: Site) -> None:
     with pytest.raises(ValueError, match="NUL") if any_site.database else nullcontext():
         any_site.container("a\0b")
     with any_site.session() as session:
@@ -198,7 +198,7 @@ def test_an_update_of_info_that_is_not_an_object_is_refused(any_site: Site, data
         assert admin_db.get(session, ContainerRow, c_id).data == data
 
 
-def test_a_change_of_state_keeps_the_one_before_and_is_in_the_action_log(any_site: Site) -> None:
+def test_a_state_change_keeps_the_previous_state_and_is_logged(any_site: Site) -> None:
     with any_site.session() as session:
         for state in ("stopped", "running"):  # of repeated rows the one with the highest id counts
             admin_db.add_state(session, 7, "sales", state, ts=TS)
@@ -289,7 +289,7 @@ def test_a_read_only_engine_creates_no_sqlite_file_whatever_its_name(tmp_path: P
     writer.dispose()
 
 
-def test_an_engine_is_of_sqlite_or_psycopg2_and_connects_to_nothing_yet() -> None:
+def test_an_engine_is_for_sqlite_or_postgresql_and_does_not_connect_yet() -> None:
     for scheme in ("postgresql", "postgresql+psycopg2", "postgresql+asyncpg"):
         engine = admin_db.make_engine(f"{scheme}://nobody@192.0.2.1:1/nothing", read_only=True)
         assert (engine.driver, engine.url.password) == ("psycopg2", None)

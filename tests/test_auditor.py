@@ -71,7 +71,7 @@ def test_of_two_start_rows_the_earlier_counts(any_site: Site) -> None:
     assert statuses == expected | {f"{hours}pg_dump": "failed" for hours in expected}
 
 
-def test_an_end_without_its_start_in_the_days_read_belongs_to_a_run_of_long_ago(any_site: Site) -> None:
+def test_an_end_whose_start_was_not_read_belongs_to_an_old_run(any_site: Site) -> None:
     for name, error in (("missed", ""), ("failed", ERROR)):
         c_id = any_site.container(name, "Weekly")
         any_site.run(c_id, ago(5000), ago(40), error=error, error_at_start=True)
@@ -79,7 +79,7 @@ def test_an_end_without_its_start_in_the_days_read_belongs_to_a_run_of_long_ago(
 
 
 @pytest.mark.parametrize("age", range(240, 272))
-def test_a_run_at_the_beginning_of_the_days_read_is_known_as_a_whole(sqlite_site: Site, age: int) -> None:
+def test_a_run_at_the_edge_of_the_days_read_is_complete(sqlite_site: Site, age: int) -> None:
     whole, failed, end_only = (sqlite_site.container(name) for name in ("whole", "failed", "end only"))
     for c_id in (whole, failed):
         sqlite_site.run(c_id, ago(age), ago(age - 5))
@@ -91,7 +91,7 @@ def test_a_run_at_the_beginning_of_the_days_read_is_known_as_a_whole(sqlite_site
     assert [one["last_success"] and one["last_success"]["duration_seconds"] for one in report] == [5 * 3600, None, None]
 
 
-def test_where_the_first_good_backup_is_of_today_the_whole_log_decides_on_yesterday(any_site: Site) -> None:
+def test_yesterday_needs_the_whole_log_if_the_first_good_backup_is_from_today(any_site: Site) -> None:
     old: dict[str, dict[str, Any] | None] = {
         "missed": {"ended": ago(5000)},
         "failed": {"ended": ago(5000), "error": ERROR},
@@ -131,7 +131,7 @@ def test_containers_without_rows(any_site: Site) -> None:
 
 
 @pytest.mark.parametrize("policy", ["Daily", "Never", None])
-def test_a_container_is_there_from_its_creation_or_its_first_run_on(any_site: Site, policy: str | None) -> None:
+def test_a_container_exists_from_its_creation_or_its_first_run(any_site: Site, policy: str | None) -> None:
     old, restored, fresh, later = (
         any_site.container(name, policy, created=NOW + offset)
         for name, offset in (("old", -DAY), ("restored", HOUR), ("fresh", HOUR / 60 - DAY), ("later", HOUR / 60))
@@ -170,7 +170,7 @@ def test_yesterday_is_24_hours_ago_where_clocks_change(
     assert found(sqlite_site, then, db_timezone="Europe/Berlin")["sales"][0] == yesterday
 
 
-def test_during_the_second_passage_of_an_hour_its_rows_are_seen(sqlite_site: Site) -> None:
+def test_rows_of_a_repeated_hour_are_seen(sqlite_site: Site) -> None:
     sqlite_site.run(sqlite_site.container(), "2026-10-25 02:50", "2026-10-25 02:10")  # 00:50 to 01:10 UTC
     assert found(sqlite_site, "2026-10-25T00:09:59Z", db_timezone="Europe/Berlin")["sales"][0] == "missed"
     assert found(sqlite_site, "2026-10-25T01:15Z", db_timezone="Europe/Berlin")["sales"][0] == "ok"
@@ -225,7 +225,7 @@ def test_an_exception_holds_to_the_end_of_its_last_day(sqlite_site: Site, key: s
         assert ("frozen" in week_later.out) is accepted, "for a week, the report says that it has ended"
 
 
-def test_of_two_exceptions_of_a_container_the_longer_counts(sqlite_site: Site) -> None:
+def test_the_longer_of_two_exceptions_counts(sqlite_site: Site) -> None:
     c_id = sqlite_site.container()
     both = {"sales": ("2026-03-13", "short"), c_id: ("2026-03-14", "long"), "nobody": ("2026-03-14", "gone")}
     [container] = audited(sqlite_site, exceptions=both)["containers"]

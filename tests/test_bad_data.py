@@ -149,7 +149,7 @@ def test_documents_that_are_not_json_in_sqlite(sqlite_site: Site, value: str) ->
 
 
 @pytest.mark.parametrize("stored", ["CAST(? AS TEXT)", "?"], ids=["text", "BLOB"])
-def test_columns_of_text_that_hold_something_else_in_sqlite(sqlite_site: Site, stored: str) -> None:
+def test_text_columns_that_hold_other_values_in_sqlite(sqlite_site: Site, stored: str) -> None:
     odd, data = b"J\xf6rg \xff", b'{"Info": {"BACKUP_FREQ": "Daily", "OWNER": "J\xf6rg", "CONTACT": "\\ud800"}}'
     for name, value in (("x", odd), ("y", 7)):
         c_id = sqlite_site.container(name)

@@ -102,7 +102,7 @@ def test_version_and_help(sqlite_site: Site) -> None:
         assert f"{option} " in help_.out
 
 
-def test_what_is_not_the_nightly_audit_writes_no_file(sqlite_site: Site) -> None:
+def test_only_the_nightly_audit_writes_files(sqlite_site: Site) -> None:
     sqlite_site.container()
     for argv in (AT, ("sales",), ("--json", "sales"), ("--output", "-"), ("--history", "30"), ("--version",), ("x",)):
         sqlite_site.audit(*argv)

@@ -234,7 +234,7 @@ SCRIPT = "run deploy/read_only_role.sql again"
     ],
     ids=["table", "one table", "column", "schema", "database", "login", "connections"],
 )
-def test_a_role_that_may_not(own_site: Site, change: str, problem: str, next_step: str) -> None:
+def test_a_role_without_privileges(own_site: Site, change: str, problem: str, next_step: str) -> None:
     own_site.container()
     database = database_of(own_site)
     database.server.execute(f"CREATE ROLE stranger LOGIN PASSWORD '{SECRET}'")

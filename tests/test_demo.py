@@ -140,7 +140,7 @@ def test_the_verdicts_last_for_an_hour(demo: Demo) -> None:
     assert statuses(demo) == VERDICTS
 
 
-def test_a_demo_of_the_same_moment_is_the_same(demo: Demo) -> None:
+def test_the_demo_is_reproducible(demo: Demo) -> None:
     query = "SELECT * FROM backups ORDER BY id"
     before = demo.rows(query)
     demo.build()

@@ -645,7 +645,7 @@ def test_the_alerts_of_every_status_fire_and_no_others(stage: Stage, every_statu
 
 
 @pytest.mark.parametrize("name", ["every_status", "failed_audit", "silent_site", "no_textfiles"])
-def test_every_alert_is_worded_out(name: str, request: pytest.FixtureRequest) -> None:
+def test_every_alert_has_complete_texts(name: str, request: pytest.FixtureRequest) -> None:
     scene: Scene = request.getfixturevalue(name)
     for alert in scene.alerts:
         for text in alert["annotations"].values():
@@ -667,7 +667,7 @@ def test_an_alert_tells_of_the_last_good_backup(every_status: FirstScene) -> Non
     assert "There is no good backup." in described["survey", "MariaDB"]
 
 
-def test_every_owner_hears_of_their_containers_only(every_status: FirstScene) -> None:
+def test_owners_hear_only_about_their_own_containers(every_status: FirstScene) -> None:
     assert news(every_status.mails) == mails(labels(every_status.alerts))
     for receiver, alert in every_status.mails:
         if receiver == "owner":
@@ -715,7 +715,7 @@ def test_the_dashboard_lists_what_needs_attention(every_status: FirstScene) -> N
     )
 
 
-def test_the_filters_offer_what_there_is(stage: Stage, every_status: FirstScene) -> None:
+def test_the_filters_list_existing_values(stage: Stage, every_status: FirstScene) -> None:
     assert {name: set(values) for name, values in every_status.filters.items()} == {
         "job": {JOB},
         "instance": {stage.exporter},
@@ -726,7 +726,7 @@ def test_the_filters_offer_what_there_is(stage: Stage, every_status: FirstScene)
     }
 
 
-def test_a_failed_audit_speaks_for_all_containers(stage: Stage, failed_audit: Scene) -> None:
+def test_a_failed_audit_suppresses_the_alerts_of_containers(stage: Stage, failed_audit: Scene) -> None:
     assert labels(failed_audit.alerts) == stage.expected("AuditFailed")
 
 
@@ -734,7 +734,7 @@ def test_a_failed_audit_tells_nobody_that_all_is_well(stage: Stage, failed_audit
     assert news(failed_audit.mails) == mails(stage.expected("AuditFailed"))
 
 
-def test_the_dashboard_knows_nothing_after_a_failed_audit(failed_audit: Scene) -> None:
+def test_the_dashboard_shows_no_data_after_a_failed_audit(failed_audit: Scene) -> None:
     assert [figure(failed_audit.shown, title) for title in ("Critical", "Warning", "Fine")] == [-1, -1, -1]
     assert figure(failed_audit.shown, "Last audit run") == 0
     (row,) = failed_audit.shown["Containers that need attention", "A"]
@@ -742,25 +742,25 @@ def test_the_dashboard_knows_nothing_after_a_failed_audit(failed_audit: Scene) -
     assert not failed_audit.shown["Coverage", "A"]
 
 
-def test_a_silent_site_holds_back_missed_and_late(stage: Stage, silent_site: Scene) -> None:
+def test_a_silent_site_suppresses_missed_and_late(stage: Stage, silent_site: Scene) -> None:
     expected = stage.expected(
         "SiteSilent", "TextfileError", "LogRowsIgnored", cases=lambda case: case.silent_alert, low=silent_site.low
     )
     assert labels(silent_site.alerts) == expected
 
 
-def test_nobody_hears_that_what_is_held_back_is_resolved(stage: Stage, silent_site: Scene) -> None:
+def test_suppressed_alerts_send_no_resolved_mail(stage: Stage, silent_site: Scene) -> None:
     resolved = {mail for mail in news(silent_site.mails) if mail[1] == "resolved"}
     assert resolved == mails(stage.expected("AuditFailed"), "resolved")
 
 
-def test_missing_textfiles_speak_for_all_containers(stage: Stage, no_textfiles: Scene) -> None:
+def test_missing_textfiles_suppress_the_alerts_of_containers(stage: Stage, no_textfiles: Scene) -> None:
     assert labels(no_textfiles.alerts) == stage.expected("AuditAbsent")
     resolved = {mail for mail in news(no_textfiles.mails) if mail[1] == "resolved"}
     assert resolved <= mails(stage.expected("TextfileError"), "resolved")  # which really is
 
 
-def test_the_dashboard_knows_nothing_without_textfiles(no_textfiles: Scene) -> None:
+def test_the_dashboard_shows_no_data_without_textfiles(no_textfiles: Scene) -> None:
     assert [figure(no_textfiles.shown, title) for title in ("Critical", "Warning", "Fine")] == [-1, -1, -1]
 
 
@@ -880,7 +880,7 @@ def test_an_audit_that_fails_silences_its_own_site_only(two_sites: TwoSites) -> 
     assert news(two_sites.north_failed.mails) == failed
 
 
-def test_what_the_next_good_audit_finds_is_told_beside_the_end_of_the_failure(two_sites: TwoSites) -> None:
+def test_a_fresh_alert_is_sent_as_soon_as_the_audit_is_good_again(two_sites: TwoSites) -> None:
     host = two_sites.monitor.host
     assert ("north", "SiteSilent", "") in two_sites.firing(two_sites.north_silent)
     assert two_sites.firing(two_sites.north_silent) >= SOUTH

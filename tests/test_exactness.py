@@ -288,13 +288,13 @@ def test_the_verdicts_of_this_moment_are_those_of_a_full_read(sqlite_site: Site,
 @pytest.mark.slow
 @given(SEEDS)
 @hypothesis_settings(max_examples=25, suppress_health_check=ON_ONE_SITE)
-def test_on_postgresql_they_are_as_well(site: Site, seed: int) -> None:
+def test_the_verdicts_on_postgresql_are_those_of_a_full_read(site: Site, seed: int) -> None:
     check(site, seed)
     check_now(site, seed)
 
 
 @pytest.mark.slow
-def test_those_of_a_large_site_are_as_well(site: Site) -> None:
+def test_the_verdicts_of_a_large_site_are_those_of_a_full_read(site: Site) -> None:
     check(site, 1, containers=2_500)
     with site.session() as session:
         assert session.query(BackupLog).count() > 12_000, "more than one batch of runs"

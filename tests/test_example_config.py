@@ -67,7 +67,7 @@ def test_all_defaults_can_be_uncommented_together(tmp_path: Path) -> None:
     assert load(tmp_path, text) == load(tmp_path, TEXT)
 
 
-def test_the_hint_for_an_error_pattern_of_ones_own_works(tmp_path: Path) -> None:
+def test_the_hint_on_extending_error_pattern_works(tmp_path: Path) -> None:
     hint = re.search(r"messages.DEFAULT_ERROR_PATTERN \+ r'.*?'", TEXT)
     assert hint
     text = re.sub(r"(?m)^(error_pattern = ).*$", lambda match: match[1] + hint[0], uncommented("error_pattern"))

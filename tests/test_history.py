@@ -73,14 +73,14 @@ def spans(history: ContainerHistory) -> list[tuple[datetime, datetime]]:
 
 
 @pytest.mark.parametrize("hour", range(24))
-def test_a_nightly_job_with_jitter_is_covered_at_whatever_hour_one_asks(hour: int) -> None:
+def test_a_nightly_job_with_jitter_is_covered_whenever_you_ask(hour: int) -> None:
     now, first = NOW.replace(hour=hour), at("2026-02-01 00:40")
     runs = [run(first + night * DAY + night % 2 * 40 * MINUTE) for night in range(42)]
     history = past(*(one for one in runs if one.ended and one.ended <= now), days=30, end=now)
     assert (set(letters(history)), history.ratio) == ({"o"}, 1)
 
 
-def test_a_run_in_progress_is_no_failure() -> None:
+def test_a_run_in_progress_is_not_a_failure() -> None:
     history = past(*nights(9, 10, 11, 12), run("13 18:07"), run("14 06:50", None))
     assert (letters(history), history.ratio, history.status.value) == ("oooo", 1, "ok")
 
@@ -177,7 +177,7 @@ def test_before_its_creation_nothing_counts(created: datetime | None, expected: 
 
 
 @pytest.mark.parametrize(("created", "expected"), [("20 00:00", "bb"), ("2026-04-01 00:06", "--")])
-def test_what_was_made_after_a_period_is_no_part_of_it_but_a_wrong_stamp_is_unknown(
+def test_a_container_created_after_the_period_does_not_count_but_a_wrong_stamp_is_unknown(
     created: str, expected: str
 ) -> None:
     period = parse_period("2026-03-12..2026-03-13", at("2026-04-01 00:00"), UTC)
@@ -310,7 +310,7 @@ def test_a_period(text: str, start: str, end: str, days: int) -> None:
         (("2016-03-05..2026-03-31",), "is too long: name a period of 3660 days at most"),
     ],
 )
-def test_what_is_not_a_period_says_what_is(texts: Sequence[str], problem: str) -> None:
+def test_a_bad_period_says_what_is_accepted(texts: Sequence[str], problem: str) -> None:
     for text in texts:
         with pytest.raises(ValueError, match=re.escape(f"--history {text} {problem}")):
             parse_period(text, at("14 11:00"), ZoneInfo("Pacific/Apia"))  # midnight; it left out a day
@@ -368,7 +368,7 @@ def test_colours_and_ascii_say_the_same() -> None:
     assert shown(some_site(), ascii=True) == [line.translate(str.maketrans("■✗·", "#x.")) for line in lines]
 
 
-def test_a_strip_that_is_too_long_goes_on_in_lines_of_whole_weeks() -> None:
+def test_a_long_strip_continues_in_lines_of_whole_weeks() -> None:
     lines = shown(some_site(99), days=99, width=64)
     trials, fresh = (next(n for n, line in enumerate(lines) if f" {name} " in line) for name in ("trials", "fresh"))
     assert lines[trials + 1 : trials + 4] == [
@@ -585,7 +585,7 @@ def test_the_ratio_of_the_nightly_metric_is_that_of_the_history(any_site: Site) 
     assert measured(any_site)["mydb_backup_covered_ratio"] == {name: r for name, r in ratios.items() if r is not None}
 
 
-def test_a_past_period_is_told_as_it_was_at_its_end(any_site: Site) -> None:
+def test_a_past_period_is_judged_as_of_its_end(any_site: Site) -> None:
     c_id = any_site.container("sales")
     log_nights(any_site, c_id, 20)
     any_site.run(c_id, "2026-03-08 23:50", "2026-03-09 00:10", error=FAILURE)
@@ -603,7 +603,7 @@ def test_a_past_period_is_told_as_it_was_at_its_end(any_site: Site) -> None:
         *(["--csv"], ["--all"], ["--history", "3", "--csv", "--json"], ["--history", "3", "--output", "-"]),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_status_3(sqlite_site: Site, argv: list[str]) -> None:
+def test_an_impossible_history_is_one_line_and_status_3(sqlite_site: Site, argv: list[str]) -> None:
     sqlite_site.container()
     assert asked(sqlite_site, "-q") == "", "however bad the past, the status is 0"
     result = sqlite_site.audit("--at", NOW.isoformat(), *argv)
@@ -612,7 +612,7 @@ def test_what_cannot_be_done_is_one_line_and_status_3(sqlite_site: Site, argv: l
 
 
 @pytest.mark.parametrize("form", [["--csv"], ["--json"], []])
-def test_a_reader_that_has_read_enough_is_no_error(sqlite_site: Site, form: list[str]) -> None:
+def test_a_closed_pipe_is_not_an_error(sqlite_site: Site, form: list[str]) -> None:
     for number in range(20):  # more than a pipe holds
         sqlite_site.container(f"sales-{number}")
     command = [sys.executable, str(TOP / "backup_audit.py"), "--config", str(sqlite_site.config()), "--history", "999"]

@@ -230,7 +230,7 @@ def test_draws_a_container_that_was_deleted_up_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(("good_days", "line"), [(599, "M599 4h1"), (3659, "M3659 4h6.1")])
-def test_a_bad_day_is_seen_among_thousands(good_days: int, line: str) -> None:
+def test_a_bad_day_is_visible_among_thousands(good_days: int, line: str) -> None:
     assert paths(make([past("a", "o" * good_days + "f")], good_days + 1))["f"] == line
 
 
@@ -280,7 +280,7 @@ def test_the_same_input_gives_the_same_page_but_for_the_line_that_says_when() ->
 
 
 @pytest.mark.parametrize("where", ["name", "error", "policy", "label", "site", "database", "population"])
-def test_foreign_text_is_nothing_but_text(where: str) -> None:
+def test_foreign_text_is_escaped(where: str) -> None:
     evil = {where: EVIL + " password=hunter2"}
     history = past(evil.get("name", "a"), "f", error=evil.get("error", "x:"))
     history = replace(history, policy=evil.get("policy", "Daily"))
@@ -361,7 +361,7 @@ def test_nothing_leaves_the_page_and_nothing_is_said_on_the_console(browser: Bro
     assert browser.evaluate("getComputedStyle(document.body).fontVariantNumeric") == "tabular-nums"
 
 
-def test_the_page_forbids_to_load_or_to_run_anything(browser: Browser, evidence: Path) -> None:
+def test_the_page_forbids_loading_and_scripts(browser: Browser, evidence: Path) -> None:
     browser.open(evidence)
     browser.evaluate("document.body.setAttribute('onclick', 'document.title = 1'), document.body.click()")
     browser.evaluate("document.body.append(Object.assign(document.createElement('img'), {src: 'other.png'}))")
@@ -437,7 +437,7 @@ def test_prints_every_row_whole_under_its_headings(browser: Browser, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("days", ["o" * 180 + "fon" + "o" * 182, "fo" * 182 + "f"], ids=["ordinary", "worst"])
-def test_a_large_site_has_a_page_that_opens_at_once(browser: Browser, tmp_path: Path, days: str) -> None:
+def test_the_page_of_a_large_site_opens_quickly(browser: Browser, tmp_path: Path, days: str) -> None:
     one = past("", days, error="ServiceUnavailable: " + "reduce your request rate, " * 40)
     histories = [replace(one, container=Container(n, f"container-{n}")) for n in range(2000)]
     begun = time.perf_counter()

@@ -76,7 +76,7 @@ def test_the_values_of_a_container() -> None:
     )
 
 
-def test_what_is_not_known_is_null() -> None:
+def test_unknown_values_are_null() -> None:
     lost = Finding(judge(Container(None, "lost", state=None, has_metadata=False), [], NOW, given.RULES))
     one = only(lost)
     assert (one["name"], one["policy"], one["status"]) == ("lost", "", "no_policy")
@@ -87,7 +87,7 @@ def test_what_is_not_known_is_null() -> None:
     assert [key for key, value in running.items() if value is None] == ["ended", "duration_seconds", "error", "message"]
 
 
-def test_an_exception_that_has_ended_is_as_if_it_had_never_been() -> None:
+def test_an_ended_exception_has_no_effect() -> None:
     assert only(given.missed(more={"known_problem": given.ENDED}))["exception"] is None
 
 

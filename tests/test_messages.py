@@ -262,7 +262,7 @@ def test_a_failure_is_an_error(message: str) -> None:
 
 
 @pytest.mark.parametrize("message", [*FINE, *NOT_KNOWN], ids=first_words)
-def test_what_is_no_failure_is_no_error(message: str) -> None:
+def test_a_fine_message_is_not_an_error(message: str) -> None:
     assert not is_error(message, ERROR)
     assert not is_error(version_1("sales", {25: message}), ERROR)
 
@@ -276,19 +276,19 @@ def test_a_fine_message_is_known_and_no_cut_makes_it_an_error(message: str) -> N
 
 
 @pytest.mark.parametrize("message", NOT_KNOWN, ids=first_words)
-def test_what_nobody_can_classify_is_not_known(message: str) -> None:
+def test_an_unclassifiable_message_is_unrecognised(message: str) -> None:
     assert not is_known(message, SUCCESS)
 
 
 @pytest.mark.parametrize("message", [None, "", " \t", "\n\n"])
-def test_no_message_is_fine(message: str | None) -> None:
+def test_an_empty_message_is_fine(message: str | None) -> None:
     assert not is_error(message, ERROR)
     assert is_known(message, SUCCESS)
 
 
 @given(name=st.sampled_from(NAMES) | st.text(st.characters(exclude_characters="\r\n"), min_size=1))
 @settings(max_examples=60)
-def test_no_name_and_no_cut_makes_a_fine_message_an_error(name: str) -> None:
+def test_neither_names_nor_cuts_turn_a_fine_message_into_an_error(name: str) -> None:
     dump = f"\nExecuted MariaDB dump command:\n    mariadb-dump -h db -u {name} -pxxxxx\nDump file: s3://b/{name}\n"
     stamp = "2026-03-13T18:07:31.402+0000\t"
     mongo = f"{stamp}writing {name}.x to /{name}\n{stamp}done dumping {name}.x (1 document)"

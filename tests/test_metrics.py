@@ -151,7 +151,7 @@ def test_the_values_of_a_container_that_is_fine(any_site: Site, version: int) ->
     assert labels_of(samples, "mydb_backup_container_info") == [info]
 
 
-def test_there_is_no_series_where_there_is_nothing_to_say(any_site: Site) -> None:
+def test_unknown_values_have_no_series(any_site: Site) -> None:
     site = any_site
     for name in ("exempt", "unknown policy", "failed only", "end only"):
         c_id = site.container(name, {"exempt": "Never", "unknown policy": "Fortnightly"}.get(name, "Daily"))
@@ -250,7 +250,7 @@ def test_an_exception_until_a_week_after_its_end(sqlite_site: Site) -> None:
         assert samples[series("mydb_backup_severity", **sales)] == 2, "the verdict stays what it is"
 
 
-def test_runs_whose_message_is_not_known_are_counted(any_site: Site) -> None:
+def test_unrecognised_messages_are_counted(any_site: Site) -> None:
     c_id, other = any_site.container("sales"), any_site.container("wiki")
     any_site.run(c_id, "2026-03-13 07:00", "2026-03-13 07:10", message="Tape drive is on holiday")  # 24 hours ago
     any_site.run(c_id, "2026-03-13 07:01", "2026-03-13 07:11", message="Tape drive is on holiday")
@@ -390,7 +390,7 @@ def test_the_clock_skew_stays_known_when_the_audit_fails_later(site: Site) -> No
 # --- promtool and node_exporter ------------------------------------------------------------------------
 
 
-def test_promtool_has_nothing_to_say(sqlite_site: Site, check_metrics: Callable[[Path], str]) -> None:
+def test_promtool_finds_nothing(sqlite_site: Site, check_metrics: Callable[[Path], str]) -> None:
     sqlite_site.config(allow_empty=True)
     assert sqlite_site.audit("-q").status == 0
     assert check_metrics(sqlite_site.textfile) == ""

@@ -237,7 +237,7 @@ def test_runbook_url_leads_to_the_alerts_own_heading(name: str, alert: dict[str,
     assert headings()[anchor] == name
 
 
-def test_the_runbook_tells_of_every_alert_what_a_person_needs() -> None:
+def test_the_runbook_explains_every_alert() -> None:
     sections = re.split(r"^###? +", readme().partition("## The alerts")[2], flags=re.MULTILINE)[1:-1]
     assert [section.split("\n", 1)[0] for section in sections] == list(alerts())
     assert f"{len(alerts())} alerts" in readme()
@@ -308,7 +308,7 @@ def test_alerts_and_dashboard_use_metrics_that_exist(published: set[str]) -> Non
 )
 @pytest.mark.parametrize("accepted", [False, True])
 @pytest.mark.parametrize("home", [HOST, HOST | {"site": "north"}], ids=["unnamed", "named"])
-def test_joins_tell_audits_and_site_wide_jobs_apart(
+def test_joins_distinguish_audits_and_site_wide_jobs(
     home: dict[str, str],
     accepted: bool,
     alert: str,
@@ -374,7 +374,7 @@ SILENT, FAILED, STALE = "MyDBBackupSiteSilent", "MyDBBackupAuditFailed", "MyDBBa
         ({"age": 2 * DAY}, {STALE}, {"success": 0}, {FAILED}),
     ],
 )
-def test_what_one_audit_finds_is_not_taken_for_another(
+def test_findings_of_one_audit_are_not_attributed_to_another(
     here: dict[str, int],
     here_fires: set[str],
     there: dict[str, int],

@@ -120,6 +120,6 @@ def test_more_elapsed_time_never_improves_a_verdict(case: Case, steps: list[time
 
 
 @given(cases())
-def test_in_the_end_every_promise_is_broken(case: Case) -> None:
+def test_without_new_runs_every_promise_is_broken_in_the_end(case: Case) -> None:
     status = case.verdict(NOW + 900 * DAY).status
     assert status in (Status.EXEMPT, Status.NO_POLICY, Status.FAILED, Status.STALLED, Status.PAUSED, Status.MISSED)

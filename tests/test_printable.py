@@ -34,7 +34,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_nothing_is_left_that_a_terminal_might_obey(text: str) -> None:
+def test_no_control_sequence_reaches_the_terminal(text: str) -> None:
     assert one_line(text).isprintable()
 
 
@@ -121,7 +121,7 @@ def test_a_cut_through_a_password_leaves_no_part_of_it(text: str) -> None:
         "connection to server at db, port 32042 failed",
     ],
 )
-def test_what_is_not_a_password_stays(text: str) -> None:
+def test_other_text_is_not_masked(text: str) -> None:
     assert mask(text) == text
 
 
@@ -160,7 +160,7 @@ def test_columns(text: str, width: int) -> None:
     assert columns(text) == width
 
 
-def test_what_is_too_long_ends_in_dots() -> None:
+def test_long_text_ends_in_dots() -> None:
     assert (shorten("12345678", 8), shorten("123456789", 8)) == ("12345678", "12345...")
     assert (cut("12345678", 8), cut("123456789", 8)) == ("12345678", "12345...")
     assert (cut(WIDE, 6), cut(WIDE, 5)) == (WIDE, "\u6570...")
@@ -199,7 +199,7 @@ def test_a_number_stays_with_its_unit() -> None:
     assert list(wrap("a day (36.9 h ago)", 12)) == ["a day", "(36.9 h ago)"]
 
 
-def test_colours_are_for_those_who_want_them() -> None:
+def test_colours_are_optional() -> None:
     assert paint("ok", 0, Style()) == "ok"
     painted = [paint("x", severity, Style(colour=True)) for severity in (0, 1, 2)]
     assert len(set(painted)) == 3

@@ -307,7 +307,7 @@ def test_a_python_without_the_packages_finds_the_environment_beside_the_program(
     assert run(*BARE, link, *words, cwd="/") == expected
 
 
-def test_an_environment_that_cannot_run_it_either(copy: Path) -> None:
+def test_a_broken_virtual_environment(copy: Path) -> None:
     python = make_environment(copy)
     python.unlink()
     python.symlink_to(Path(sys.executable).resolve())  # not an environment, and without packages

@@ -76,7 +76,7 @@ WAYS_AROUND = [
 ]
 
 
-def test_a_superuser_finds_no_way_around(own_site: Site, superuser: Engine) -> None:
+def test_even_a_superuser_cannot_write(own_site: Site, superuser: Engine) -> None:
     before = contents(own_site)
     for *first, last in WAYS_AROUND:
         with superuser.connect() as connection:
@@ -167,7 +167,7 @@ def test_wal_mode(filed: Site, writing: bool) -> None:
             writer.execute("COMMIT")
 
 
-def test_what_cannot_be_read_without_a_write_is_refused_in_words(filed: Site) -> None:
+def test_a_file_that_cannot_be_read_without_a_write_is_refused(filed: Site) -> None:
     """A sealed database in WAL mode, and a journal that a crashed writer left and that has to be rolled back."""
     folder, crashed = filed.folder / "database", filed.folder / "crashed"
 

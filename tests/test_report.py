@@ -155,7 +155,7 @@ def test_the_mail_of_an_ordinary_morning_has_the_new_problem_first_and_fits_a_ph
     ]
 
 
-def test_a_calm_night_is_a_headline_on_a_terminal_and_nothing_in_the_mail() -> None:
+def test_a_calm_night_is_a_headline_on_a_terminal_and_sends_no_mail() -> None:
     calm = site(ok(), finding("new", created=at("14 01:00")), finding("scratch", policy="Never"))
     assert cron(calm) == []
     assert list(table(calm, Style(), PROGRAM, terminal=True)) == [
@@ -263,7 +263,7 @@ def test_every_container_is_listed_once_and_those_that_need_attention_say_why() 
             assert (f"{one.container.name}: {' '.join(one.verdict.reason.split())}" in told) == one.is_problem
 
 
-def test_a_status_that_changed_otherwise_is_told() -> None:
+def test_other_status_changes_are_mentioned() -> None:
     lines = text(cron(site(finding("a", run("12 05:00")))))
     assert "(2.1 days ago, due every 24 h); was late 24 h ago" in lines
 
@@ -284,7 +284,7 @@ def test_990_problems_of_one_kind_are_a_page() -> None:
     assert len(cron(site(*(missed(f"lab-{place}-postgres") for place in range(990))), 60)) < 60
 
 
-def test_names_that_do_not_tell_who_is_meant_have_a_c_id() -> None:
+def test_ambiguous_names_have_a_c_id() -> None:
     lines = text(cron(site(failed("twin", c_id=11), failed("twin", c_id=12), failed("x" * 41), failed("y" * 40)), 120))
     for name in ("twin (c_id 11):", "twin (c_id 12):", f"{'x' * 37}... (c_id 7):", f"{'y' * 40}:"):
         assert name in lines
@@ -347,7 +347,7 @@ def test_an_accepted_problem_is_in_a_group_of_its_own() -> None:
     assert "ok bookings: accepted until 2026-12-31" in well
 
 
-def test_an_exception_that_has_ended_is_told_and_its_problem_is_one_again() -> None:
+def test_an_ended_exception_is_mentioned_and_its_problem_counts_again() -> None:
     lines = cron(site(missed("bookings", more={"known_problem": ENDED})))
     assert listed(lines) == [("", "missed", "bookings")]
     assert "Accepted exceptions:" not in lines
@@ -379,7 +379,7 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("reason", "ids", "sentence"), IGNORED)
-def test_ignored_rows_are_told_with_a_hint_and_the_newest_ids(reason: str, ids: list[int], sentence: str) -> None:
+def test_ignored_rows_are_reported_with_a_hint_and_the_newest_ids(reason: str, ids: list[int], sentence: str) -> None:
     rows = ignored(**{reason: ids})
     assert f"{len(ids)} {reason} log row" in text(cron(site(missed(), ignored=rows)))
     assert sentence in text(cron(site(missed(), ignored=rows)))
@@ -387,7 +387,7 @@ def test_ignored_rows_are_told_with_a_hint_and_the_newest_ids(reason: str, ids: 
     assert bool(cron(site(ok(), ignored=rows))) == (reason == FUTURE), "a wrong zone spoils all verdicts"
 
 
-def test_messages_that_are_not_known_are_one_line_and_are_found_with_v() -> None:
+def test_unrecognised_messages_are_one_line_and_listed_with_v() -> None:
     strange = finding("strange", run("13 18:07", message="wrote 5 of 5"), more={"unrecognised": 1})
     gone = ok("gone-by", more={"unrecognised": 36})
     night = site(strange, gone, ok("known"))
@@ -449,7 +449,7 @@ def test_times_are_in_the_zone_of_the_log_and_name_it() -> None:
 @pytest.mark.parametrize(
     ("width", "length", "title"), [(80, 27, "C_ID"), (60, 12, "POLICY"), (60, 19, "DUE"), (60, 36, "LAST")]
 )
-def test_where_names_are_long_columns_make_room(width: int, length: int, title: str) -> None:
+def test_long_names_push_out_columns(width: int, length: int, title: str) -> None:
     for name in ("n" * length, "n" * (length + 1)):
         *_, titles, row = cron(site(ok(name)), width, everything=True)
         assert row.endswith(f" {name}")
@@ -458,7 +458,7 @@ def test_where_names_are_long_columns_make_room(width: int, length: int, title: 
 
 
 @pytest.mark.parametrize("bad", [*HOSTILE, *PASSWORDS], ids=ascii)
-def test_whatever_the_database_holds_is_harmless_and_without_passwords(bad: str) -> None:
+def test_the_report_is_harmless_and_masks_passwords(bad: str) -> None:
     known = replace(FROZEN, reason=bad)
     facts: dict[str, Any] = dict.fromkeys(("engine", "owner", "contact", "state"), bad)
     spoilt = run("13 18:07", message=bad, type=bad, backup_id=bad)
@@ -513,7 +513,7 @@ def test_the_details_of_a_container() -> None:
     ]
 
 
-def test_what_is_not_known_of_a_container_says_so() -> None:
+def test_unknown_facts_of_a_container_say_unknown() -> None:
     lost = Container(None, "lost", None, state=None, has_metadata=False)
     lines = list(details(site(Finding(judge(lost, [], NOW, RULES))), Style()))
     assert lines[0] == "lost (without a c_id)"

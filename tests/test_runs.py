@@ -139,9 +139,7 @@ def test_a_good_backup_in_sight_decides_if_no_run_since_may_look_different(runs:
     ("messages", "error", "expected"),
     [((), None, None), (("fine",), None, None), (("fine", "odd"), None, "odd"), (("odd",), "it failed", None)],
 )
-def test_a_message_that_nobody_can_classify_is_a_note(
-    messages: tuple[str, ...], error: str | None, expected: str | None
-) -> None:
+def test_an_unrecognised_message_is_a_note(messages: tuple[str, ...], error: str | None, expected: str | None) -> None:
     said = run(13, error=error)._replace(messages=messages)
     assert unrecognised(said, RULES.success_pattern) == expected
     assert notes(said, RULES) == ([f'its message is not known as fine: "{expected}"'] if expected else [])
