@@ -86,7 +86,8 @@ _Messages = tuple[tuple[str, ...], str | None]
 
 def _messages(joined: str, error_pattern: re.Pattern[str]) -> _Messages:
     said = tuple(dict.fromkeys(joined.split(SEPARATOR)))
-    return said, next((message for message in said if messages.is_error(message, error_pattern)), None)
+    errors = [message for message in said if messages.is_error(message, error_pattern)]
+    return said, min(errors, default=None)  # always the same one: the database joins them in any order
 
 
 def _joined(one: LoggedRun, other: LoggedRun) -> LoggedRun:

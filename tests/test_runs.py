@@ -48,6 +48,13 @@ def test_one_message_that_reports_an_error_is_enough(message: str) -> None:
     assert [run.error for run in log_of(logged(messages=message)).runs] == ["it failed"]
 
 
+def test_of_several_errors_it_is_always_the_same_one() -> None:
+    """The database joins messages in any order, and the error is a label in Prometheus."""
+    for order in permutations(["b failed", "a failed", "fine"]):
+        [run] = log_of(logged(messages=SEPARATOR.join(order))).runs
+        assert (run.error, run.messages) == ("a failed", order)
+
+
 PARTS = (
     logged(STARTED, None, type=None, messages="fine"),
     logged(None, ENDED, is_early=False, messages="it failed"),
