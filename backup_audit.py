@@ -32,7 +32,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -194,7 +194,8 @@ def _history(settings: Settings, options: argparse.Namespace, run: Run) -> _Resu
         past = auditor.look_back(log, containers, period)
         if options.csv:
             return 0, _harmless(list(history_report.history_csv(past, period, settings.db_timezone)))
-        histories = [found for found, _ in past]
+        # only the page shows stretches, which hold every failed run
+        histories = [found if options.html else replace(found, stretches=()) for found, _ in past]
     if options.json:
         return 0, [history_report.history_json(histories, period)]
     if options.html:
