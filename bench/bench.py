@@ -40,7 +40,7 @@ STATES = ("calm", "ordinary", "outage")
 
 IMPORTS = [sys.executable, "-c", "import sqlalchemy, psycopg2, prometheus_client"]
 AUDIT = [sys.executable, str(TOP / "backup_audit.py"), "--config", "mydb_config.py"]
-HISTORY = {"table": [], "CSV": ["--csv"], "HTML": ["--html", "history.html"]}
+HISTORY = {"table": [], "CSV": ["--csv"], "JSON": ["--json"], "HTML": ["--html", "history.html"]}
 """The formats of `--history 365`."""
 MB = 2**20
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
