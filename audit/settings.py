@@ -133,7 +133,7 @@ def _execute(path: Path) -> dict[str, Any]:
     try:
         exec(compile(source, str(path), "exec"), names)  # noqa: S102  # the file is the user's own Python
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a site's own file may raise
-        raise SettingsError([f"{_place(error, path)}: correct this line"], {}) from None
+        raise SettingsError([f"{_place(error, path)}: correct it"], {}) from None
     return {name: value for name, value in names.items() if not _is_helper(name, value)}
 
 

@@ -90,7 +90,7 @@ def test_a_mistake_in_the_python_names_its_line(nowhere: Site, line: str, proble
     path.write_bytes(path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
     said = failure(nowhere, publishes=False)
     assert f"{path}, {problem.format(3)}" in said
-    assert said.endswith("): correct this line\n")
+    assert said.endswith("): correct it\n")
 
 
 def test_an_exception_that_quotes_a_password(nowhere: Site) -> None:
