@@ -6,6 +6,7 @@ found as well. PostgreSQL refuses to run as root, so root's tests start it as an
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pwd
@@ -144,6 +145,7 @@ class Database:
 
     def drop(self) -> None:
         """Disconnect everybody, and delete the database."""
+        gc.collect()  # a connection that failed while it logged in would hold this up for a minute
         self.engine.dispose()
         others = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'"
         self.server.execute(others)
