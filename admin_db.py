@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
+from models import EARLIEST, LATEST, ActionLog, BackupLog, Base, ContainerRow, ContainerState, LooseTime
 
 _Row = TypeVar("_Row", bound=Base)
 
@@ -50,12 +50,9 @@ def make_engine(
         return _sqlite_engine(url, read_only, connect_timeout)
     if url.get_backend_name() != "postgresql":
         raise sa.exc.ArgumentError(f"{url.get_backend_name()} is neither postgresql nor sqlite")
-    settings = {"statement_timeout": f"{query_timeout}s"} | (
-        {"default_transaction_read_only": "on"} if read_only else {}
-    )
     arguments = {"connect_timeout": connect_timeout, "client_encoding": "utf8", **(libpq or {})}
-    options = [str(arguments.get("options", "")), *(f"-c {name}={value}" for name, value in settings.items())]
-    arguments["options"] = " ".join(options).strip()
+    options = f"{arguments.get('options', '')} -c statement_timeout={query_timeout}s"
+    arguments["options"] = options + (" -c default_transaction_read_only=on" if read_only else "")
     engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg2"),
         connect_args=arguments,
@@ -110,11 +107,6 @@ def _sqlite_engine(url: sa.URL, read_only: bool, timeout: int) -> sa.Engine:
     engine = sa.create_engine("sqlite://", creator=connect, hide_parameters=True)
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
-
-
-def postgres_url(host: str, port: int, database: str, user: str) -> sa.URL:
-    """The URL of a PostgreSQL database; it names no password, libpq finds that in its password file."""
-    return sa.URL.create("postgresql+psycopg2", username=user, host=host, port=port, database=database)
 
 
 @contextmanager
@@ -244,7 +236,6 @@ def _utc_now() -> datetime:
 _CONTAINERS = ContainerRow.__table__.c
 _STATES = ContainerState.__table__.c
 _LOG = BackupLog.__table__.c
-EARLIEST, _LATEST = datetime(1900, 1, 1), datetime(9000, 1, 1)
 
 
 class ContainerFacts(NamedTuple):
@@ -342,7 +333,7 @@ def read_runs(
 def read_newest_stamp(session: Session) -> datetime | None:
     """The time stamp of the newest log row (naive local time), however high its id is; None for an empty log."""
     newest = _readable(sa.func.max(_LOG.ts), _is_postgres(session))
-    return cast("datetime | None", session.scalar(sa.select(newest).where(_LOG.ts < _LATEST)))
+    return cast("datetime | None", session.scalar(sa.select(newest).where(_LOG.ts < LATEST)))
 
 
 def check_privileges(session: Session) -> Iterator[str]:
@@ -450,24 +441,8 @@ def _is_time(column: sa.ColumnElement[Any], postgres: bool) -> sa.ColumnElement[
     return sa.and_(is_second, sa.or_(fraction == "", is_fraction))
 
 
-class _AnyText(sa.TypeDecorator[datetime]):
-    """A time stamp of SQLite, which keeps any text: None if it is not a time."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
-        """The time stamp, within the years that Python and its time zones can handle."""
-        whole, _, fraction = str(value).partition(".")
-        try:
-            moment = datetime.fromisoformat(whole).replace(microsecond=int(fraction[:6].ljust(6, "0")))
-        except ValueError:
-            return None
-        return min(max(moment, EARLIEST), _LATEST) if moment.tzinfo is None else None
-
-
 def _readable(column: sa.ColumnElement[Any], postgres: bool) -> sa.ColumnElement[Any]:
     """A time stamp that Python can hold: PostgreSQL knows others, too."""
     if postgres:
-        return sa.case((column > _LATEST, _LATEST), (column < EARLIEST, EARLIEST), else_=column)
-    return sa.type_coerce(column, _AnyText())
+        return sa.case((column > LATEST, LATEST), (column < EARLIEST, EARLIEST), else_=column)
+    return sa.type_coerce(column, LooseTime())

@@ -54,8 +54,13 @@ def password_file(settings: Settings) -> Path | None:
 
 def _url(settings: Settings) -> URL:
     if settings.database_url is None:
-        place = (settings.container_host, settings.mydb_admin_port)
-        return admin_db.postgres_url(*place, settings.admindb_name, settings.admin_user)
+        return URL.create(
+            "postgresql",
+            username=settings.admin_user,
+            host=settings.container_host,
+            port=settings.mydb_admin_port,
+            database=settings.admindb_name,
+        )
     try:
         return make_url(settings.database_url)
     except (ArgumentError, ValueError):

