@@ -1,6 +1,6 @@
 """Every SQLAlchemy routine: engines, sessions, the rows of the four tables, and the reads of the audit.
 
-Nothing connects when this module is imported, and nothing outside of it changes. `make_engine` prepares,
+Nothing connects when this module is imported, and no settings of the process change. `make_engine` prepares,
 `audit_session` and `writing_session` connect. The audit reads only: in one read-only snapshot, never
 `containers.data` whole and never `backups.command`, because both hold passwords. This module imports `models`
 alone: both are a template for a project of your own.
@@ -23,9 +23,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from models import EARLIEST, LATEST, ActionLog, BackupLog, Base, ContainerRow, ContainerState, LooseTime
+from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
 
 _Row = TypeVar("_Row", bound=Base)
+
+EARLIEST, LATEST = datetime(1900, 1, 1), datetime(9000, 1, 1)
+"""The years that Python and its time zones can handle; PostgreSQL keeps time stamps beyond them."""
+LONGEST_MESSAGE = 65_536
+"""Of a longer message the first and the last half as many characters are read."""
+ROWS_AT_ONCE = 500
+"""How many log rows are fetched at a time: memory must not follow the length of messages."""
 
 # --- Engines and sessions ------------------------------------------------------------------------------
 
@@ -217,7 +224,7 @@ def log_action(session: Session, c_id: int | None, name: str | None, action: str
 def log_backup(
     session: Session, c_id: int | None, name: str | None, state: str | None, backup_id: Any, ts: Any, **columns: Any
 ) -> BackupLog:
-    """Append the `start` or `end` row of a run to the backup log; `ts` is naive local time of the DB4Sci host."""
+    """Append the `start` or `end` row of a run to the backup log; `ts` is naive UTC."""
     values = {"backup_type": "Daily", "url": "", "command": "", "err_msg": "", **columns}
     return _add(session, BackupLog(c_id=c_id, name=name, state=state, backup_id=backup_id, ts=ts, **values))
 
@@ -233,6 +240,7 @@ def _utc_now() -> datetime:
 
 
 # --- The audit's reads ---------------------------------------------------------------------------------
+
 _CONTAINERS = ContainerRow.__table__.c
 _STATES = ContainerState.__table__.c
 _LOG = BackupLog.__table__.c
@@ -251,25 +259,21 @@ class ContainerFacts(NamedTuple):
     engine: str | None
     owner: str | None
     contact: str | None
-    last_logged: datetime | None  # of a deleted container: its newest log row, naive local time of the DB4Sci host
 
 
-SEPARATOR = "\x1e"  # between the messages of a run
+class LogRow(NamedTuple):
+    """A row of the backup log, without `command`."""
 
-
-class LoggedRun(NamedTuple):
-    """The log rows of one run, or a stray row of none. Times are naive local times of the DB4Sci host."""
-
+    id: int
     c_id: int | None
-    name: str | None  # where `c_id` is 0, else None
+    name: str | None
+    state: str | None
     backup_id: str | None
-    is_early: bool  # whether the rows are stamped up to `early`; a run can have a part before it and one after it
     type: str | None
-    started: datetime | None  # the earliest `start` row
-    ended: datetime | None  # the latest `end` row
-    messages: str | None  # err_msg of all rows, with SEPARATOR between them
-    stray_id: int | None  # id of a row without time stamp, `backup_id` or proper `state`, or stamped after `latest`
-    stamp: datetime | None  # the latest time stamp
+    url: str | None
+    ts: datetime | None  # naive, as it stands there
+    message: str | None  # err_msg; of a very long one the beginning
+    message_end: str | None  # the end of a very long one, else None
 
 
 _KEYS = (
@@ -297,43 +301,63 @@ def read_active_containers(session: Session) -> list[ContainerFacts]:
 
 
 def read_deleted_containers(session: Session, since: datetime | None = None) -> list[ContainerFacts]:
-    """The containers that `container_state` does not know; with `since`, those logged since a naive local time."""
-    log = sa.select(_LOG.c_id, sa.func.max(_LOG.ts).label("ts")).group_by(_LOG.c_id).subquery().c
+    """The containers that `container_state` does not know, oldest first; with `since`, those logged since (naive)."""
     tables = ContainerRow.__table__.outerjoin(ContainerState.__table__, _CONTAINERS.id == _STATES.c_id)
-    tables = tables.outerjoin(log.ts.table, _CONTAINERS.id == log.c_id)
-    logged = sa.true() if since is None else log.ts >= since
-    return _read_containers(
-        session, tables, _CONTAINERS.id, _CONTAINERS.id, _STATES.id.is_(None), logged, last_logged=log.ts
-    )
+    where = [_STATES.id.is_(None)]
+    if since is not None:
+        where.append(_CONTAINERS.id.in_(sa.select(_LOG.c_id).where(_LOG.ts >= since)))
+    return _read_containers(session, tables, _CONTAINERS.id, _CONTAINERS.id, *where)
 
 
-def read_runs(
-    session: Session,
-    since: datetime | None,
-    early: datetime,
-    latest: datetime,
-    *,
-    unseen: bool = False,
-    c_ids: Iterable[int] = (),
-) -> Iterator[LoggedRun]:
-    """The runs logged since a time (None: ever), of all containers or of some, by `c_id`, and the undated rows.
+def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[int] = ()) -> Iterator[LogRow]:
+    """The log rows stamped since a naive time (None: ever) and the undated ones, of all containers or of some.
 
-    All times are naive local times. A run with rows up to `early` and rows after it comes in two parts. Rows after
-    `latest` are strays, or left out if they are `unseen`.
+    They come streamed, in the order of `c_id`, newest first.
     """
-    bounds = [] if since is None else [_LOG.ts >= since]
-    bounds += [_LOG.ts <= latest] if unseen else []
-    where = [sa.or_(sa.and_(*bounds), _LOG.ts.is_(None))] if bounds else []
+    postgres = _is_postgres(session)
+    is_long, half = sa.func.length(_LOG.err_msg) > LONGEST_MESSAGE, LONGEST_MESSAGE // 2
+    query = sa.select(
+        *(_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.url),
+        _readable(_LOG.ts, postgres),
+        sa.case((is_long, sa.func.substr(_LOG.err_msg, 1, half)), else_=_LOG.err_msg),
+        sa.case((is_long, sa.func.substr(_LOG.err_msg, sa.func.length(_LOG.err_msg) - half + 1))),
+    ).order_by(_LOG.c_id, _LOG.ts.desc())
+    if since is not None:
+        query = query.where(sa.or_(_LOG.ts >= since, _LOG.ts.is_(None)))
     if c_ids:  # written into the statement: thousands of parameters would cost more than the query
         ids = sa.bindparam(None, list(c_ids), type_=sa.Integer(), expanding=True, literal_execute=True)
-        where.append(_LOG.c_id.in_(ids))
-    return _runs(session, early, latest, *where)
+        query = query.where(_LOG.c_id.in_(ids))
+    result = session.connection().execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
+    for rows in result.partitions():
+        yield from map(LogRow._make, rows)
 
 
-def read_newest_stamp(session: Session) -> datetime | None:
-    """The time stamp of the newest log row (naive local time), however high its id is; None for an empty log."""
-    newest = _readable(sa.func.max(_LOG.ts), _is_postgres(session))
-    return cast("datetime | None", session.scalar(sa.select(newest).where(_LOG.ts < LATEST)))
+def read_first_stamp(session: Session, unless_before: datetime | None = None) -> datetime | None:
+    """The stamp of the log's first dated row (naive).
+
+    None for a log without one; also None if it lies before `unless_before`, which is found out much faster.
+    """
+    first = sa.select(_readable(sa.func.min(_LOG.ts), _is_postgres(session))).where(_LOG.ts >= EARLIEST)
+    if unless_before is None:
+        return session.scalar(first)
+    # EXISTS (SELECT *) would need the privilege on every column
+    older = sa.select(_LOG.id).where(_LOG.ts >= EARLIEST, _LOG.ts < unless_before).exists()
+    return session.scalar(sa.select(sa.case((older, sa.null()), else_=first.scalar_subquery())))
+
+
+def read_newest_stamp(session: Session, until: datetime) -> datetime | None:
+    """The newest stamp of the log up to a naive time; None if there is none."""
+    newest = sa.select(_readable(sa.func.max(_LOG.ts), _is_postgres(session))).where(_LOG.ts.between(EARLIEST, until))
+    stamp: datetime | None = session.scalar(newest)
+    return stamp
+
+
+def read_newest_rows(session: Session, limit: int, characters: int = 0) -> list[LogRow]:
+    """The newest dated log rows, newest first, each with so many characters of its message."""
+    ts = _readable(_LOG.ts, _is_postgres(session))
+    columns = (_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.url, ts)
+    query = sa.select(*columns, sa.func.substr(_LOG.err_msg, 1, characters), sa.null()).where(_LOG.ts.is_not(None))
+    return [LogRow(*row) for row in session.execute(query.order_by(_LOG.ts.desc()).limit(limit))]
 
 
 def check_privileges(session: Session) -> Iterator[str]:
@@ -341,10 +365,17 @@ def check_privileges(session: Session) -> Iterator[str]:
     for columns in (
         (_CONTAINERS.id, _CONTAINERS.name, _CONTAINERS.data, _CONTAINERS.ts),
         (_STATES.id, _STATES.c_id, _STATES.name, _STATES.state),
-        (_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.err_msg, _LOG.ts),
+        tuple(column for column in _LOG if column.name != "command"),
     ):
         session.execute(sa.select(*columns).where(sa.false())).all()
         yield columns[0].table.name
+
+
+def may_write(session: Session) -> bool:
+    """Whether the role could write to what the audit reads, if it tried. For PostgreSQL."""
+    tables = (_CONTAINERS.id.table, _STATES.id.table, _LOG.id.table)
+    writes = "INSERT, UPDATE, DELETE, TRUNCATE"
+    return bool(session.scalar(sa.select(sa.or_(*(sa.func.has_table_privilege(one.name, writes) for one in tables)))))
 
 
 def _is_postgres(session: Session) -> bool:
@@ -352,12 +383,7 @@ def _is_postgres(session: Session) -> bool:
 
 
 def _read_containers(
-    session: Session,
-    tables: sa.FromClause,
-    row_id: sa.ColumnElement[Any],
-    c_id: sa.ColumnElement[Any],
-    *where: Any,
-    last_logged: sa.ColumnElement[Any] | None = None,
+    session: Session, tables: sa.FromClause, row_id: sa.ColumnElement[Any], c_id: sa.ColumnElement[Any], *where: Any
 ) -> list[ContainerFacts]:
     postgres = _is_postgres(session)
     if postgres:
@@ -367,16 +393,15 @@ def _read_containers(
     else:
         document = sa.type_coerce(sa.case((sa.func.json_valid(_CONTAINERS.data) == 1, _CONTAINERS.data)), sa.Text())
     columns = [
-        *(row_id.label("row_id"), c_id.label("c_id"), _text(_STATES.name).label("name")),
-        *(_text(_CONTAINERS.name).label("container_name"), _text(_STATES.state).label("state")),
+        *(row_id.label("row_id"), c_id.label("c_id"), _STATES.name.label("name")),
+        *(_CONTAINERS.name.label("container_name"), _STATES.state.label("state")),
         *(_readable(_CONTAINERS.ts, postgres).label("created"), _CONTAINERS.id.label("container_id")),
         document.label("document"),
-        (sa.null() if last_logged is None else _readable(last_logged, postgres)).label("last_logged"),
     ]
     rows = sa.select(*columns).select_from(tables).where(*where).offset(0).subquery()
     plain = [rows.c[name] for name in ("c_id", "name", "container_name", "state", "created", "container_id")]
     texts = [_first_text(rows.c.document, keys, postgres) for keys in _KEYS]
-    query = sa.select(*plain, *texts, rows.c.last_logged).order_by(rows.c.row_id)
+    query = sa.select(*plain, *texts).order_by(rows.c.row_id)
     return [ContainerFacts(*row) for row in session.execute(query)]
 
 
@@ -394,55 +419,24 @@ def _first_text(document: sa.ColumnElement[Any], keys: str, postgres: bool) -> s
     return sa.func.coalesce(*found, sa.null())
 
 
-def _runs(session: Session, early: datetime, latest: datetime, *where: sa.ColumnElement[bool]) -> Iterator[LoggedRun]:
-    postgres = _is_postgres(session)
-    plain = sa.func.lower(sa.func.trim(_LOG.state, " \t\r\n"))
-    state = sa.case((_LOG.state.in_(("start", "end")), _LOG.state), else_=plain)  # few rows need the slow functions
-    counts = _LOG.ts.between(EARLIEST, latest)
-    sound = sa.and_(_is_time(_LOG.ts, postgres), counts, _LOG.backup_id != "", state.in_(("start", "end")))
-    key = [
-        _LOG.c_id.label("c_id"),
-        sa.case((_LOG.c_id == 0, _text(_LOG.name))).label("name"),
-        _text(_LOG.backup_id).label("backup_id"),
-        (_LOG.ts <= early).label("is_early"),
-        sa.case((sound, sa.null()), else_=_LOG.id).label("stray_id"),
-    ]
-    query = (
-        sa.select(
-            *key[:4],
-            sa.func.max(_text(_LOG.backup_type)),
-            _readable(sa.func.min(sa.case((state == "start", _LOG.ts))), postgres),
-            _readable(sa.func.max(sa.case((state == "end", _LOG.ts))), postgres),
-            sa.func.aggregate_strings(sa.func.nullif(_LOG.err_msg, ""), SEPARATOR),
-            key[4],
-            _readable(sa.func.max(_LOG.ts), postgres),
-        )
-        .where(*where)
-        .group_by(*key)
-        .order_by(_LOG.c_id)
-    )
-    return map(LoggedRun._make, session.connection().execute(query, execution_options={"yield_per": 5_000}))
-
-
-def _text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-    """A column as text; SQLite keeps any value in it."""
-    return sa.cast(column, sa.Text)
-
-
-def _is_time(column: sa.ColumnElement[Any], postgres: bool) -> sa.ColumnElement[bool]:
-    """Whether a time stamp is one; SQLite keeps any text."""
-    if postgres:
-        return column.is_not(None)
-    # "+0 days" makes SQLite count the days anew: alone it would let the 30th of February pass
-    text = sa.type_coerce(column, sa.Text)
-    second, fraction = sa.func.substr(text, 1, 19), sa.func.substr(text, 20)
-    is_fraction = sa.and_(fraction.op("GLOB")(".*"), sa.not_(fraction.op("GLOB")(".*[^0-9]*")))
-    is_second = sa.func.strftime("%Y-%m-%d %H:%M:%S", second, "+0 days") == second
-    return sa.and_(is_second, sa.or_(fraction == "", is_fraction))
-
-
 def _readable(column: sa.ColumnElement[Any], postgres: bool) -> sa.ColumnElement[Any]:
-    """A time stamp that Python can hold: PostgreSQL knows others, too."""
+    """A time stamp that Python can hold: PostgreSQL knows others, too. Before `EARLIEST` it is NULL."""
     if postgres:
-        return sa.case((column > LATEST, LATEST), (column < EARLIEST, EARLIEST), else_=column)
-    return sa.type_coerce(column, LooseTime())
+        return sa.case((column > LATEST, LATEST), (column >= EARLIEST, column))
+    return sa.type_coerce(column, _LooseTime())
+
+
+class _LooseTime(sa.TypeDecorator[datetime]):
+    """A time stamp as SQLite may hold it, which keeps any text: None if it is not a time."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """The time stamp, no later than `LATEST`; None before `EARLIEST`."""
+        whole, _, fraction = str(value).partition(".")
+        try:
+            moment = datetime.fromisoformat(whole).replace(microsecond=int(fraction[:6].ljust(6, "0")))
+        except ValueError:
+            return None
+        return min(moment, LATEST) if moment.tzinfo is None and moment >= EARLIEST else None

@@ -12,30 +12,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import DDL, JSON, DateTime, Dialect, Sequence, Text, TypeDecorator, event
+from sqlalchemy import DDL, JSON, DateTime, Sequence, Text, event
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 DOCUMENT = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-EARLIEST, LATEST = datetime(1900, 1, 1), datetime(9000, 1, 1)
-"""The years that Python and its time zones can handle; PostgreSQL and SQLite keep time stamps beyond them."""
-
-
-class LooseTime(TypeDecorator[datetime]):
-    """A time stamp as SQLite may hold it, which keeps any text: None if it is not a time."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """The time stamp, no earlier than `EARLIEST` and no later than `LATEST`."""
-        whole, _, fraction = str(value).partition(".")
-        try:
-            moment = datetime.fromisoformat(whole).replace(microsecond=int(fraction[:6].ljust(6, "0")))
-        except ValueError:
-            return None
-        return min(max(moment, EARLIEST), LATEST) if moment.tzinfo is None else None
 
 
 class Base(DeclarativeBase):
@@ -97,7 +78,7 @@ class BackupLog(Base):
     url: Mapped[str | None]
     command: Mapped[str | None]
     err_msg: Mapped[str | None]
-    ts: Mapped[datetime | None]  # naive local time of the DB4Sci host
+    ts: Mapped[datetime | None]  # naive UTC in every public version of DB4Sci
 
 
 # An insert through these classes asks the sequence itself, so that it also works on a site whose `id`

@@ -1,1 +1,1 @@
-"""The parts of Backup Audit that `backup_audit.py` puts together; see README.md for what each file holds."""
+"""The parts of Backup Audit that `backup_audit.py` puts together; CONTRIBUTING.md says what each file holds."""

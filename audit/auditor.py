@@ -1,151 +1,166 @@
-"""Reads the log of a site and judges each container as its runs stream past (SPEC section 8).
+"""The findings of an audit: of every container its verdict, what has changed, and what is left to restore.
 
-One read takes every row stamped in the last days, by time stamp and never by id. A container with a good backup in
-that part is decided: every row of the log has been passed over, so nothing newer can hide. The others are judged
-on all of their rows, in one more read.
+Plain frozen data for those who format it, and the functions that work it out from the log of a site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import enum
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from itertools import groupby
-from operator import itemgetter
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
 import admin_db
-from admin_db import ContainerFacts, LoggedRun
-from audit import database, history
+from admin_db import ContainerFacts
+from audit import history
 from audit.errors import AuditError
-from audit.findings import REMINDED, Audit, Finding
 from audit.history import ContainerHistory, Period
-from audit.policy import (
-    DAY,
-    FUTURE_TOLERANCE,
-    UTC,
-    Container,
-    KnownProblem,
-    Rules,
-    Run,
-    Verdict,
-    judge,
-    known_policy,
-    last_local,
-    utc_from_local,
-)
-from audit.printable import duration_text
-from audit.runs import ContainerLog, IgnoredRows, decides, unrecognised
-from audit.settings import Settings
+from audit.log import ContainerLog, IgnoredRows, SiteLog, clock_gap, key_of
+from audit.policy import DAY, UTC, Container, Outcome, Rules, Run, Status, Verdict, creation, judge, newest_first
+from audit.settings import AcceptedException, Settings
 
-YESTERDAY = DAY
-"""How far back the audit looks to say what has changed."""
-LEAST_READ = 10 * DAY
-"""The least of the log that an audit reads, however short the promises are."""
-CLOCK_CHANGE = timedelta(hours=2)
-"""The most that clocks are set back or forward: rows near the ends of a read are read to be safe."""
-
-_Key = tuple[int | None, str | None]
-"""What ties a container to its log rows: `c_id`, and the name where that is 0 (a site-wide job) or missing."""
+REMINDER = 7 * DAY
+"""For how long the report says that an exception has ended."""
+EXPIRY_WARNING = 7 * DAY
+"""How long before the last good dump expires it is told."""
+EXPIRY_ACCEPTED = 30 * DAY
+"""How long after its expiry it is told of a container whose problem is accepted."""
+TURN_EXPECTED = 7 * DAY
+"""A container with a run so shortly before one that never ended was waiting for its turn."""
 
 
-@dataclass
-class LogOfSite:
-    """The log of a site, read container by container.
+class Change(str, enum.Enum):
+    """How a container's status differs from 24 hours ago."""
 
-    `now` is the moment of the audit (aware UTC); if it was `asked_for` (`--at`), later rows are unseen.
-    """
+    NEW = "new"
+    RECOVERED = "recovered"
+    CHANGED = "changed"
 
-    session: Session
-    rules: Rules
-    now: datetime
-    asked_for: bool = False
+
+class BrokenNight(NamedTuple):
+    """The run at which DB4Sci's backup job probably stopped."""
+
+    name: str
+    started: datetime
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the audit found of one container."""
+
+    verdict: Verdict
+    yesterday: Status | None = None
+    """The status of 24 hours ago; None if the container did not exist then."""
+    exception: AcceptedException | None = None
+    """The container's exception, if it is in force or ended within the last week."""
+    covered_ratio: float | None = None
+    """The share of the last `history_days` in which the container was covered, from 0 to 1; None if none counts."""
+    runs: tuple[Run, ...] = ()
+    """All runs, newest first; only for the detail view."""
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
-    """The rows of the last days that no verdict could use, of all containers; known when all is read."""
-    newest_row: datetime | None = None
-    """The newest row that is not future, of all containers; known when all is read."""
+    """The container's log rows that no verdict could use; only for the detail view."""
 
     @property
-    def latest(self) -> datetime:
-        """The moment after which no row counts."""
-        return self.now if self.asked_for else self.now + FUTURE_TOLERANCE
+    def container(self) -> Container:
+        """The container itself."""
+        return self.verdict.container
 
-    def containers(
-        self, containers: Iterable[Container], reach: timedelta, early: datetime
-    ) -> Iterator[tuple[Container, ContainerLog]]:
-        """Each container with its log: the last days (`reach`, and the length of a run more) if these decide the
-        verdicts of now and of an earlier moment, else all of it.
+    @property
+    def status(self) -> Status | None:
+        """The verdict's status; None for a deleted container, which nobody is promised a backup of."""
+        return None if self.container.deleted else self.verdict.status
+
+    @property
+    def severity(self) -> int:
+        """0 = OK, 1 = warning, 2 = critical."""
+        return self.status.severity if self.status else 0
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether an exception is in force, so that a problem does not count."""
+        return self.exception is not None and self.verdict.now < self.exception.ends
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether the container needs attention."""
+        return self.severity > 0 and not self.is_accepted
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a backup was due and did not even begin, and nobody accepts that."""
+        return self.status in (Status.LATE, Status.MISSED) and not self.is_accepted
+
+    @property
+    def expiry(self) -> int:
+        """0 = nothing to tell, 1 = the last good dump expires soon, 2 = it has expired (docs/rules.md, "Retention").
+
+        An exception does not accept that nothing is left, but it is told for a month only.
         """
-        waiting = {key_of(container): container for container in containers}
-        undecided = []
-        sure = self.now - max(reach, LEAST_READ)  # the rows of later runs are in sight, as far as these may last
-        since = self._local(sure - self.rules.max_runtime - CLOCK_CHANGE)
-        for key, runs in _by_container(self._read(since, early)):
-            log = self._log(runs)
-            self.ignored.add_all(log.ignored)
-            container = waiting.pop(key, None)
-            if container is None:
-                continue
-            if self._needs_no_more(container, early) or (decides(log.runs, sure) and decides(log.early_runs, sure)):
-                yield container, log
-            else:
-                undecided.append(container)
-        for container in waiting.values():
-            if self._needs_no_more(container, early):
-                yield container, self._log(())
-            else:
-                undecided.append(container)
-        yield from self.whole(undecided, early)
+        kept_until, now = self.verdict.kept_until, self.verdict.now
+        if kept_until is None or self.status in (None, Status.OK, Status.EXEMPT) or now < kept_until - EXPIRY_WARNING:
+            return 0
+        if self.is_accepted and now >= kept_until + EXPIRY_ACCEPTED:
+            return 0
+        return 2 if now >= kept_until else 1
 
-    def whole(self, containers: Iterable[Container], early: datetime) -> Iterator[tuple[Container, ContainerLog]]:
-        """Each container with all of its log."""
-        waiting = {key_of(container): container for container in containers}
-        c_ids = {c_id for c_id, _ in waiting if isinstance(c_id, int)}  # SQLite keeps any value
-        for key, runs in _by_container(self._read(None, early, c_ids) if c_ids else ()):
-            log = self._log(runs)
-            if key in waiting:
-                yield waiting.pop(key), log
-        for container in waiting.values():
-            yield container, self._log(())
-
-    def _log(self, runs: Iterable[LoggedRun]) -> ContainerLog:
-        log = ContainerLog(runs, self.latest, self.rules)
-        self.newest_row = max((moment for moment in (self.newest_row, log.newest_row) if moment), default=None)
-        return log
-
-    def _read(self, since: datetime | None, early: datetime, c_ids: Collection[int] = ()) -> Iterator[LoggedRun]:
-        bounds = (self._local(early), self._local(self.latest))
-        return admin_db.read_runs(self.session, since, *bounds, unseen=self.asked_for, c_ids=c_ids)
-
-    def _local(self, moment: datetime) -> datetime:
-        return last_local(moment, self.rules.zone)
-
-    def _needs_no_more(self, container: Container, early: datetime) -> bool:
-        """Whether old runs change nothing: nothing was promised, and nobody asks whether the container existed."""
-        return known_policy(container.policy, self.rules) == "Never" and not _created_later(container, early)
+    @property
+    def change(self) -> Change | None:
+        """How the status differs from 24 hours ago; None if it does not."""
+        before, now = self.yesterday or Status.NEW, self.status
+        if now is None or before is now or (self.yesterday is None and now.severity == 0):
+            return None
+        if (before.severity == 0) == (now.severity == 0):
+            return Change.CHANGED
+        return Change.NEW if before.severity == 0 else Change.RECOVERED
 
 
-def key_of(container: Container) -> _Key:
-    """What ties a container to its log rows."""
-    return container.c_id, None if container.c_id else container.name
+@dataclass(frozen=True)
+class Audit:
+    """All that one audit found."""
+
+    now: datetime
+    """The moment that every verdict is about, aware UTC."""
+    database: str
+    """The admin database, as it may stand in a message: it names no password."""
+    rules: Rules
+    findings: tuple[Finding, ...]
+    ignored: IgnoredRows = field(default_factory=IgnoredRows)
+    newest_row: datetime | None = None
+    """The newest log row of the whole site that is not future, aware UTC."""
+    broken_night: BrokenNight | None = None
+    """The run at which the backup job probably stopped, where that left others without a backup."""
+    clock_gap: timedelta | None = None
+    """How far `backup_id` and `ts` of the newest runs are apart, if the zones do not fit the log."""
+    unused_exceptions: tuple[str, ...] = ()
+    """Keys of the setting `exceptions` that fit no container."""
+
+    @property
+    def severity(self) -> int:
+        """The worst severity, accepted problems aside: 0 = OK, 1 = warning, 2 = critical."""
+        problems = (finding.severity for finding in self.findings if finding.is_problem)
+        return max([0, *problems, *(finding.expiry for finding in self.findings)])
+
+    @property
+    def silent(self) -> bool:
+        """Whether the whole site logged no run within `window_hours`, and backups are overdue for that."""
+        newest, overdue = self.newest_row, any(finding.is_overdue for finding in self.findings)
+        return overdue and (newest is None or self.now - newest > self.rules.window)
+
+    def counts(self) -> dict[Status, int]:
+        """Containers by status; every status is there."""
+        statuses = [finding.status for finding in self.findings]
+        return {status: statuses.count(status) for status in Status}
 
 
-def _by_container(runs: Iterable[LoggedRun]) -> Iterator[tuple[_Key, Iterable[LoggedRun]]]:
-    """Runs that come in the order of `c_id`, container by container. Site-wide jobs (`c_id` 0) are told apart by
-    name.
-    """
-    for c_id, some in groupby(runs, itemgetter(0)):
-        if c_id:
-            yield (c_id, None), some
-        elif c_id == 0:
-            by_name = sorted(some, key=lambda run: run.name or "")
-            yield from (((0, name), job) for name, job in groupby(by_name, itemgetter(1)))
-        else:
-            yield (None, None), some
+def by_change(findings: Iterable[Finding], change: Change) -> list[Finding]:
+    """The findings that differ from yesterday in this way, accepted problems aside."""
+    return [finding for finding in findings if finding.change is change and not finding.is_accepted]
 
 
-# --- What is asked of a site ----------------------------------------------------------------------------
+# --- Who is audited --------------------------------------------------------------------------------------
 
 
 def active_containers(session: Session, settings: Settings) -> list[Container]:
@@ -153,25 +168,25 @@ def active_containers(session: Session, settings: Settings) -> list[Container]:
 
     Raises `AuditError` for an admin database without active containers, unless the setting `allow_empty` accepts it.
     """
-    found: dict[_Key, Container] = {}
-    for facts in admin_db.read_active_containers(session):  # if a c_id repeats, the last row counts
-        container = _container(facts)
-        found[key_of(container)] = container
-    if not found and not settings.allow_empty:
-        problem = f"no active container in {database.name(settings)}"
-        raise AuditError(problem, "check that it is DB4Sci's admin database, or set allow_empty if the site is empty")
+    found = {key_of(one): one for one in map(_container, admin_db.read_active_containers(session))}  # the last counts
+    if not found:
+        _refuse_empty(settings)
     jobs = [Container(0, name, policy) for name, policy in settings.extra_jobs.items()]
     return list((found | {key_of(job): job for job in jobs}).values())
 
 
-def deleted_containers(session: Session, settings: Settings, since: datetime | None = None) -> list[Container]:
-    """The containers that are not active any more; with `since` (aware UTC) those that were logged since then."""
-    local = since and last_local(since - CLOCK_CHANGE, settings.db_timezone)
-    found = []
-    for facts in admin_db.read_deleted_containers(session, local):
-        last_logged = facts.last_logged and utc_from_local(facts.last_logged, settings.db_timezone)
-        found.append(replace(_container(facts), deleted=True, last_logged=last_logged))
-    return found
+def _refuse_empty(settings: Settings, when: str = "") -> None:
+    """No container at all is not "all is well"."""
+    if not settings.allow_empty:
+        problem = f"no active container in {settings.connection.name}{when}"
+        raise AuditError(problem, "check that it is DB4Sci's admin database, or set allow_empty if the site is empty")
+
+
+def deleted_containers(session: Session, since: datetime | None = None) -> list[Container]:
+    """The containers that are not active any more, oldest first; with `since` (naive, as in the log) those logged
+    since.
+    """
+    return [replace(_container(facts), deleted=True) for facts in admin_db.read_deleted_containers(session, since)]
 
 
 def _container(facts: ContainerFacts) -> Container:
@@ -188,91 +203,101 @@ def _container(facts: ContainerFacts) -> Container:
     )
 
 
-def audit(log: LogOfSite, containers: Sequence[Container], settings: Settings, database: str) -> Audit:
+# --- What is found ---------------------------------------------------------------------------------------
+
+
+def audit(log: SiteLog, containers: Sequence[Container], settings: Settings) -> Audit:
     """The full audit: a finding for every container."""
-    reach = settings.rules.longest_promise + max(timedelta(days=settings.history_days), YESTERDAY)
-    logs = log.containers(containers, reach, early=log.now - YESTERDAY)
-    return _audit(log, containers, logs, settings, database)
-
-
-def details(log: LogOfSite, containers: Sequence[Container], settings: Settings, database: str) -> Audit:
-    """The audit of some containers, with all of their runs."""
-    logs = log.whole(containers, early=log.now - YESTERDAY)
-    return _audit(log, containers, logs, settings, database, detailed=True)
-
-
-def _audit(
-    log: LogOfSite,
-    containers: Sequence[Container],
-    logs: Iterable[tuple[Container, ContainerLog]],
-    settings: Settings,
-    database: str,
-    detailed: bool = False,
-) -> Audit:
-    """The findings of containers, in the order of the containers."""
-    findings = [
-        _finding(container, own_log, log.now, settings, detailed)
-        for container, own_log in logs
-        if not (log.asked_for and _created_later(container, log.now) and not own_log.runs)
-    ]
-    order = {key_of(container): place for place, container in enumerate(containers)}
-    findings.sort(key=lambda finding: order[key_of(finding.container)])
-    names = {finding.container.name for finding in findings} | {finding.container.c_id for finding in findings}
-    unused = () if detailed else tuple(str(key) for key in settings.exceptions if key not in names)
-    return Audit(log.now, database, settings.rules, tuple(findings), log.ignored, log.newest_row, unused)
-
-
-def _created_later(container: Container, now: datetime) -> bool:
-    return container.created is not None and container.created > now
-
-
-def _finding(container: Container, log: ContainerLog, now: datetime, settings: Settings, detailed: bool) -> Finding:
-    rules, runs, then = settings.rules, log.runs, now - YESTERDAY
-    verdict = judge(container, runs, now, rules)
-    before = log.early_runs
-    existed = not _created_later(container, then) or before
-    start, ratio, typical = now - timedelta(days=settings.history_days), None, None
-    if settings.history_days:
-        ratio = history.covered_ratio(container, runs, start, now, rules)
-        typical = history.typical_duration(runs, start)
-    recent = [run for run in runs if run.started > now - rules.window]
-    return Finding(
-        verdict=verdict,
-        yesterday=judge(container, before, then, rules) if existed else None,
-        known_problem=_known_problem(container, now, settings),
-        notes=tuple(_notes(verdict, typical)),
-        unrecognised=sum(unrecognised(run, rules.success_pattern) is not None for run in recent),
-        covered_ratio=ratio,
-        typical_duration=typical,
-        runs=tuple(sorted(runs, reverse=True)) if detailed else (),
-        ignored=log.ignored if detailed else IgnoredRows(),
+    counted_from = log.moment.now - timedelta(days=settings.history_days)
+    begins = log.begins(unless_before=counted_from - log.rules.longest_cover) if settings.history_days else None
+    logs = log.containers(containers, log.moment.yesterday, counted_from)
+    findings = []
+    for container, own_log in logs:
+        if _is_seen(container, own_log, log):
+            finding = _finding(container, own_log, log, settings)
+            if settings.history_days:
+                ratio = history.covered_ratio(
+                    container, own_log.runs, counted_from, log.moment.now, log.rules, log_begins=begins
+                )
+                finding = replace(finding, covered_ratio=ratio)
+            findings.append(finding)
+    in_order = _in_order(findings, containers)
+    if containers and all(finding.container.is_job for finding in in_order):
+        _refuse_empty(settings, " at that moment")
+    names = {finding.container.name for finding in in_order} | {finding.container.c_id for finding in in_order}
+    return Audit(
+        now=log.moment.now,
+        database=settings.connection.name,
+        rules=log.rules,
+        findings=in_order,
+        ignored=log.ignored,
+        newest_row=log.newest_row,
+        broken_night=_broken_night(log, in_order),
+        clock_gap=clock_gap(log.starts, log.rules.zone),
+        unused_exceptions=tuple(str(key) for key in settings.exceptions if key not in names),
     )
 
 
-def _known_problem(container: Container, now: datetime, settings: Settings) -> KnownProblem | None:
+def details(log: SiteLog, containers: Sequence[Container], settings: Settings) -> Audit:
+    """The audit of some containers, deleted ones among them, with all of their runs."""
+    findings = [
+        replace(
+            _finding(container, own_log, log, settings),
+            runs=tuple(newest_first(own_log.runs)),
+            ignored=own_log.ignored,
+        )
+        for container, own_log in log.whole(containers, log.moment.yesterday)
+        if _is_seen(container, own_log, log)
+    ]
+    ignored = IgnoredRows()
+    for finding in findings:
+        ignored.add_all(finding.ignored)
+    return Audit(log.moment.now, settings.connection.name, log.rules, _in_order(findings, containers), ignored)
+
+
+def _is_seen(container: Container, own_log: ContainerLog, log: SiteLog) -> bool:
+    """Whether the container existed at the moment that was asked for."""
+    return not log.moment.unseen or bool(own_log.runs) or not _created_after(container, log.moment.now)
+
+
+def _created_after(container: Container, moment: datetime) -> bool:
+    return container.created is not None and container.created > moment
+
+
+def _in_order(findings: Iterable[Finding], containers: Sequence[Container]) -> tuple[Finding, ...]:
+    order = {key_of(container): place for place, container in enumerate(containers)}
+    return tuple(sorted(findings, key=lambda finding: order[key_of(finding.container)]))
+
+
+def _finding(container: Container, own_log: ContainerLog, log: SiteLog, settings: Settings) -> Finding:
+    moment, rules = log.moment, log.rules
+    existed = own_log.early_runs or creation(container, moment.now) <= moment.yesterday
+    yesterday = judge(container, own_log.early_runs, moment.yesterday, rules).status if existed else None
+    verdict = judge(container, own_log.runs, moment.now, rules)
+    return Finding(verdict, yesterday, exception_of(container, moment.now, settings))
+
+
+def exception_of(container: Container, now: datetime, settings: Settings) -> AcceptedException | None:
     """The exception that is in force, or ended so lately that the report still says so."""
     keys = (container.c_id, container.name)
     found = [settings.exceptions[key] for key in keys if key is not None and key in settings.exceptions]
-    latest = max(found, key=lambda problem: problem.ends, default=None)
-    return latest if latest and now < latest.ends + REMINDED else None
+    latest = max(found, key=lambda exception: exception.ends, default=None)
+    return latest if latest and now < latest.ends + REMINDER else None
 
 
-def _notes(verdict: Verdict, typical: timedelta | None) -> Iterator[str]:
-    success = verdict.last_success
-    if success is None:
-        return
-    if history.suspicious_duration(success.duration, typical):
-        yield f"took {duration_text(success.duration)}, typically {duration_text(typical)}: check the dump"
-    if success.ended is not None and success.ended < success.started:
-        yield "the end of its last good backup is stamped before its start: check the clock of the DB4Sci host"
+def _broken_night(log: SiteLog, findings: Iterable[Finding]) -> BrokenNight | None:
+    if log.newest_run is None or log.newest_outcome is not Outcome.STALLED:
+        return None
+    run, name = log.newest_run
+    for finding in findings:
+        last = finding.verdict.last_run
+        if finding.is_overdue and last and run.started - TURN_EXPECTED <= last.started <= run.started:
+            return BrokenNight(name, run.started)
+    return None
 
 
-def look_back(
-    log: LogOfSite, containers: Sequence[Container], period: Period
-) -> Iterator[tuple[ContainerHistory, list[Run]]]:
-    """The history of each container over a period that ends with `log.now`, and the runs that it is made of."""
-    reach = log.now - period.start + log.rules.longest_promise
-    for container, own_log in log.containers(containers, reach, early=period.start):
-        runs = own_log.runs
-        if runs or not (container.deleted or (log.asked_for and _created_later(container, log.now))):
-            yield history.look_back(container, runs, period, log.rules), runs
+def look_back(log: SiteLog, containers: Sequence[Container], period: Period) -> Iterator[ContainerHistory]:
+    """The history of each container over a period that ends with the audit's moment."""
+    for container, own_log in log.containers(containers, period.start, period.start):
+        if own_log.runs or (_is_seen(container, own_log, log) and not container.deleted):
+            yield history.look_back(container, own_log.runs, period, log.rules)

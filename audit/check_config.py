@@ -2,123 +2,235 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
 
 import admin_db
+from admin_db import LogRow
 from audit import auditor, database, textfile
 from audit import settings as configuration
 from audit.errors import AuditError
-from audit.policy import FUTURE_TOLERANCE, HOUR, UTC, age, minute, utc_from_local
-from audit.printable import one_line
-from audit.process import NOT_DONE
-from audit.settings import Settings, SettingsError
+from audit.launch import NOT_DONE
+from audit.log import CUT_LENGTH, STARTS_COMPARED, Start, clock_gap
+from audit.policy import DAY, FUTURE_TOLERANCE, HOUR, UTC, Container, utc_from_local
+from audit.settings import Connection, Settings, SettingsError
+from audit.text import age, duration, first_few, minute, one_line
 
 OLDEST_ROW = 26 * HOUR
 """The age from which the newest log row is suspicious: a nightly job has run since."""
-CLOCK_DIFFERENCE = timedelta(minutes=1)
-READABLE_BY_OTHERS = 0o004
+LARGEST_SKEW = timedelta(minutes=1)
+ROWS_READ = 200
+"""How many of the newest log rows are looked at."""
+OK, NOTE, WARN, FAILED = "ok", "note", "WARN", "FAILED"
+_STATUS = {OK: 0, NOTE: 0, WARN: 1, FAILED: NOT_DONE}
+_READY = "All is ready for the first audit."
 
 
-class Doubt(Exception):
-    """A step that lets the audit succeed, but not be trusted."""
+class Step(NamedTuple):
+    """One line of the checklist."""
+
+    result: str
+    """What came of it: a note changes no exit status, a warning lets the audit succeed, but not be trusted."""
+    name: str
+    text: str
 
 
 def check_config(config: Path) -> tuple[int, list[str]]:
     """The exit status (0 all is ready, 1 with warnings, 3 the audit would fail), and a line for each step."""
+    steps = list(_steps(config))
+    lines = [f"{step.result:7} {step.name}: {one_line(step.text)}" for step in steps]
+    status = max(_STATUS[step.result] for step in steps)
+    return status, lines if status else [*lines, _READY]
+
+
+def _steps(config: Path) -> Iterator[Step]:
     try:
         settings = configuration.load(config)
     except SettingsError as error:
-        return NOT_DONE, [_line("FAILED", "settings", problem) for problem in error.problems]
-    lines = [_line("ok", "settings", f"{config} is valid")]
-    lines += [*_database_steps(settings), *_textfile_steps(settings)]
-    if any(line.startswith("FAILED") for line in lines):
-        return NOT_DONE, lines
-    if any(line.startswith("WARN") for line in lines):
-        return 1, lines
-    return 0, [*lines, "All is ready for the first audit."]
+        yield from (Step(FAILED, "settings", problem) for problem in error.problems)
+        yield from _protection(config)
+        return
+    yield Step(OK, "settings", f"{config} is valid")
+    yield from _protection(config)
+    yield from _database(settings)
+    yield from _textfiles(settings.textfile)
 
 
-def _line(result: str, step: str, text: str) -> str:
-    return f"{result:7} {step}: {one_line(text)}"
-
-
-def _tried(step: str, attempt: Callable[[], str]) -> str:
-    try:
-        return _line("ok", step, attempt())
-    except Doubt as warning:
-        return _line("WARN", step, str(warning))
-
-
-def _database_steps(settings: Settings) -> Iterator[str]:
-    """The steps up to the log; the first one that fails is the last."""
-    step = "host"
-    try:
-        if settings.database_url is None:
-            yield _line("ok", step, _reach(settings))
-        step = "login"
-        with database.reading(settings) as session:
-            asked = datetime.now(UTC)
-            now = admin_db.read_clock(session)
-            yield _line("ok", step, f"{database.name(settings)} accepts the login, read-only")
-            step = "tables"
-            yield _line("ok", step, f"{', '.join(admin_db.check_privileges(session))}: all columns can be read")
-            step = "containers"
-            count = len(auditor.active_containers(session, settings))
-            yield _line("ok", step, f"{count} to audit")
-            yield _tried("clock", lambda: _compare_clocks(asked, now))
-            step = "log"
-            newest = admin_db.read_newest_stamp(session)
-            yield _tried(step, lambda: _judge_newest(newest, now, settings))
-    except AuditError as error:
-        yield _line("FAILED", step, str(error))
-
-
-def _reach(settings: Settings) -> str:
-    host, port = settings.container_host, settings.mydb_admin_port
-    if host.startswith("/"):
-        return f"{host} is a folder of sockets"
-    try:
-        socket.create_connection((host, port), settings.connect_timeout).close()
-    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be a host's
-        problem = f"cannot reach {host}:{port} ({error})"
-        raise AuditError(problem, "check container_host, mydb_admin_port and the firewall") from None
-    return f"{host}:{port} can be reached"
-
-
-def _compare_clocks(here: datetime, server: datetime) -> str:
-    skew = here - server
-    if abs(skew) < CLOCK_DIFFERENCE:
-        return f"this host and the server differ by {abs(skew).total_seconds():.1f} s"
-    side = "ahead of" if here > server else "behind"
-    raise Doubt(f"this host is {abs(skew).total_seconds():.0f} s {side} the server: check NTP on both")
-
-
-def _judge_newest(newest: datetime | None, now: datetime, settings: Settings) -> str:
-    if newest is None:
-        raise Doubt("the backup log is empty: has DB4Sci's backup job ever run?")
-    moment = utc_from_local(newest, settings.db_timezone)
-    text = f"newest row {minute(moment, settings.db_timezone)}"
-    if moment > now + FUTURE_TOLERANCE:
-        raise Doubt(f"{text} lies in the future: db_timezone is probably wrong")
-    text += f" ({age(now - moment)} ago)"
-    if now - moment > OLDEST_ROW:
-        raise Doubt(f"{text}: DB4Sci's backup job has probably not run since")
-    return text
-
-
-def _textfile_steps(settings: Settings) -> Iterator[str]:
-    for path in (settings.prometheus_file, textfile.run_file(settings.prometheus_file)):
+def _protection(config: Path) -> Iterator[Step]:
+    """Who else can change the configuration, which is executed."""
+    path = config.resolve()
+    for what, problem in (
+        (path, f"others can write {path}, and the audit executes it"),
+        (path.parent, f"others can write {path.parent}, and so replace what the audit executes"),
+    ):
         try:
-            textfile.attempt(path, settings.textfile_mode)
+            mode = what.stat().st_mode
+        except OSError:
+            continue
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+            yield Step(WARN, "settings", f"{problem}: chmod go-w {what}")
+
+
+# --- The database ----------------------------------------------------------------------------------------
+
+
+def _database(settings: Settings) -> Iterator[Step]:
+    """The steps up to the log; the first one that fails is the last."""
+    is_postgres = settings.connection.url.get_backend_name() == "postgresql"
+    step = "login" if is_postgres else "file"
+    try:
+        with database.reading(settings.connection) as session:
+            clock = database.read_clock(session)
+            yield from (_login if is_postgres else _file)(session, settings.connection)
+            step = "tables"
+            yield Step(OK, step, f"{', '.join(admin_db.check_privileges(session))}: all columns can be read")
+            if is_postgres:
+                yield from _role(session)
+            step = "containers"
+            containers = auditor.active_containers(session, settings)
+            yield Step(OK, step, f"{len(containers)} to audit")
+            yield from _unused(session, containers, settings)
+            yield _clock(clock.skew)
+            step = "log"
+            rows = admin_db.read_newest_rows(session, ROWS_READ, CUT_LENGTH + 1)
+            yield _newest_row(rows, clock.now, settings)
+            yield from _zones(rows, settings)
+            yield from _cut_messages(rows)
+    except AuditError as error:
+        if step == "login" and not _was_answered(error):
+            step = "host"
+        elif step == "login":
+            yield Step(OK, "host", f"the server of {settings.connection.name} answers")
+        yield Step(FAILED, step, str(error))
+
+
+def _was_answered(error: AuditError) -> bool:
+    """Whether it was a PostgreSQL server that did not want the login."""
+    return "FATAL" in error.problem or "no password" in error.problem
+
+
+def _login(session: Session, connection: Connection) -> Iterator[Step]:
+    info = session.connection().connection.dbapi_connection.info  # type: ignore[union-attr]
+    is_socket = info.host.startswith("/")
+    yield Step(OK, "host", f"{info.host}, port {info.port}, answers: PostgreSQL {info.server_version // 10000}")
+    yield Step(OK, "login", f"{info.user} may log in to {info.dbname}, read-only")
+    if not info.ssl_in_use and not is_socket:
+        advice = "libpq_options = {'sslmode': 'require'} refuses that"
+        yield Step(NOTE, "login", f"the connection is not encrypted (TLS): {advice}")
+    if configuration.has_password(connection.url):
+        yield Step(NOTE, "login", "database_url holds the password, which belongs in the password file (pgpass_file)")
+
+
+def _file(session: Session, connection: Connection) -> Iterator[Step]:
+    yield Step(OK, "file", f"{connection.name} can be opened")
+
+
+def _role(session: Session) -> Iterator[Step]:
+    if admin_db.may_write(session):
+        yield Step(NOTE, "tables", "the role can write to them, too: deploy/read_only_role.sql makes one that cannot")
+
+
+def _unused(session: Session, containers: Sequence[Container], settings: Settings) -> Iterator[Step]:
+    """Keys of settings that fit nothing."""
+    known = {container.name for container in containers} | {container.c_id for container in containers}
+    exceptions = [str(key) for key in settings.exceptions if key not in known]
+    if exceptions:
+        yield Step(NOTE, "containers", f"exceptions: no active container is called {first_few(exceptions)}")
+    if settings.extra_jobs:
+        logged = {row.name for row in admin_db.read_log(session, c_ids=[0])}
+        jobs = [name for name in settings.extra_jobs if name not in logged]
+        if jobs:
+            yield Step(NOTE, "containers", f"extra_jobs: the log has no row of {first_few(jobs)} (c_id 0)")
+
+
+def _clock(skew: float) -> Step:
+    if abs(skew) < LARGEST_SKEW.total_seconds():
+        return Step(OK, "clock", f"this host and the server differ by {abs(skew):.1f} s")
+    side = "ahead of" if skew > 0 else "behind"
+    return Step(WARN, "clock", f"this host is {abs(skew):.0f} s {side} the server: check NTP on both")
+
+
+# --- The log ---------------------------------------------------------------------------------------------
+
+
+def _newest_row(rows: Sequence[LogRow], now: datetime, settings: Settings) -> Step:
+    stamps = [utc_from_local(row.ts, settings.db_timezone) for row in rows if row.ts is not None]
+    if not stamps:
+        return Step(WARN, "log", "the backup log is empty: has DB4Sci's backup job ever run?")
+    text = f"newest row {minute(stamps[0], settings.rules.zone)}"
+    if stamps[0] > now + FUTURE_TOLERANCE:
+        return Step(WARN, "log", f"{text} lies in the future: db_timezone is probably wrong")
+    text += f" ({age(now - stamps[0])} ago)"
+    if now - stamps[0] > OLDEST_ROW:
+        return Step(WARN, "log", f"{text}: DB4Sci's backup job has probably not run since")
+    return Step(OK, "log", text)
+
+
+def _zones(rows: Sequence[LogRow], settings: Settings) -> Iterator[Step]:
+    """Whether the two zones fit the log, where `backup_id` is in local time and `ts` in UTC; else what would."""
+    starts = [(row.ts, row.backup_id or "") for row in rows if row.ts and (row.state or "").strip().lower() == "start"]
+    starts = starts[:STARTS_COMPARED]
+    gap = clock_gap(_in_utc(starts, settings.db_timezone), settings.rules.zone)
+    if gap is None:
+        return
+    problem = f"backup_id (in timezone) and ts (in db_timezone) of the newest runs are {duration(gap)} apart"
+    offset = _offset(_in_utc(starts, UTC))
+    if offset is None:
+        advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts"
+    elif offset:
+        zone = timezone(offset).tzname(None)
+        advice = f"set db_timezone = 'UTC', and timezone to that of the DB4Sci host, where it was {zone}"
+    else:
+        advice = "they are in the same zone: set timezone and db_timezone to that of the DB4Sci host"
+    yield Step(WARN, "log", f"{problem}: {advice}")
+
+
+def _in_utc(starts: Sequence[tuple[datetime, str]], zone: tzinfo) -> list[Start]:
+    return [(utc_from_local(ts, zone), backup_id) for ts, backup_id in starts]
+
+
+def _offset(starts: Sequence[Start]) -> timedelta | None:
+    """How far local time is ahead of UTC if the stamps are UTC; None if no zone fits."""
+    quarter = HOUR / 4
+    gap = round((clock_gap(starts, UTC) or 0 * HOUR) / quarter) * quarter
+    fitting = (offset for offset in (gap, -gap) if gap < DAY and clock_gap(starts, timezone(offset)) is None)
+    return next(fitting, None)
+
+
+def _cut_messages(rows: Sequence[LogRow]) -> Iterator[Step]:
+    lengths = [len(row.message or "") for row in rows]
+    if CUT_LENGTH in lengths and max(lengths) == CUT_LENGTH:
+        problem = f"messages end at {CUT_LENGTH} characters: this DB4Sci cuts them"
+        yield Step(NOTE, "log", f"{problem}, and errors behind that do not reach the log")
+
+
+# --- The textfiles ---------------------------------------------------------------------------------------
+
+
+def _textfiles(files: configuration.Textfile) -> Iterator[Step]:
+    user = _user()
+    for path in (files.path, files.run_file):
+        try:
+            textfile.try_out(path, files.mode)
         except AuditError as error:
-            yield _line("FAILED", "textfile", str(error))
+            yield Step(FAILED, "textfile", f"user {user} {error}")
         else:
-            yield _line("ok", "textfile", f"{path} can be written")
-    if not settings.textfile_mode & READABLE_BY_OTHERS:
-        mode = f"textfile_mode = 0o{settings.textfile_mode:o}"
-        yield _line(
-            "WARN", "textfile", f"{mode} hides the files from node_exporter, unless it is of their group: 0o644"
-        )
+            yield Step(OK, "textfile", f"user {user} can replace {path}")
+    if not files.mode & stat.S_IROTH:
+        problem = f"textfile_mode = 0o{files.mode:o} hides the files from node_exporter, unless it is of their group"
+        yield Step(WARN, "textfile", f"{problem}: 0o644")
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,4 +1,4 @@
-"""The past by the rule of the present (SPEC section 9): was a container covered, moment by moment?
+"""The past by the rule of the present (docs/rules.md, "History"): was a container covered, moment by moment?
 
 Everything here is a pure function of its arguments, as in `policy`: no clock, no database, no output. Every datetime
 is aware UTC.
@@ -11,11 +11,13 @@ import re
 from bisect import bisect_left, bisect_right
 from calendar import monthrange
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import cached_property
 from itertools import pairwise
 
+from audit.errors import AuditError
+from audit.messages import Meaning
 from audit.policy import (
     DAY,
     LONG_AGO,
@@ -23,22 +25,18 @@ from audit.policy import (
     Outcome,
     Rules,
     Run,
-    Status,
-    base_without_success,
+    Verdict,
+    creation,
     due_at,
     judge,
     known_policy,
+    newest_first,
     utc_from_local,
 )
 
 NOTHING = timedelta(0)
 MOST_DAYS = 3660
 YEARS = range(1971, 9000)
-TYPICAL_RUNS = 5
-"""How many succeeded runs before the last one make a duration typical."""
-SHORTEST_TYPICAL = timedelta(minutes=1)
-SUSPICIOUS_FACTOR = 10
-"""A last run that is shorter or longer than a typical one by more than this factor is suspicious."""
 
 _Step = tuple[datetime, datetime, datetime]
 """A part of the counted time with one base: its start, its end, and the base."""
@@ -55,7 +53,7 @@ class DayOutcome(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Day:
-    """A calendar day of `db_timezone`, as far as it lies in a period."""
+    """A calendar day of the host's `timezone`, as far as it lies in a period."""
 
     date: date
     start: datetime
@@ -74,10 +72,18 @@ class Period:
     """Oldest first, without a gap; the first and the last may be parts of days."""
     now: datetime | None = None
     """When it was asked for, if not at the end: a creation after that moment is a wrong stamp."""
+    log_begins: datetime | None = None
+    """The first dated row of the site's log, whether or not it lies in the period; None if there is none."""
 
     @cached_property
     def _starts(self) -> list[datetime]:
         return [day.start for day in self.days]
+
+    @property
+    def begins_within(self) -> datetime | None:
+        """When the log begins, if that is within the period: of the time before nothing is known."""
+        begins = self.log_begins
+        return begins if begins is not None and self.start < begins < self.end else None
 
     def place(self, moment: datetime) -> int | None:
         """The place of the day that a moment lies in; None outside the period."""
@@ -102,12 +108,10 @@ class Stretch:
 class ContainerHistory:
     """How one container fared over a period."""
 
-    container: Container
-    policy: str
-    status: Status
-    """The verdict at the period's end, or at a deleted container's last log row."""
+    verdict: Verdict
+    """At the period's end, or at a deleted container's last log row."""
     counted: timedelta = NOTHING
-    """The time that counts: from the creation on, and in a deleted container up to its last log row."""
+    """The time that counts: since the container is known, and in a deleted one up to its last log row."""
     covered: timedelta = NOTHING
     outcomes: tuple[DayOutcome, ...] = ()
     """One a day of the period, fewer in a deleted container; none without a schedule."""
@@ -119,6 +123,15 @@ class ContainerHistory:
     """The greatest age of the last good backup: the most work that could have been lost. None if that is unknown."""
     median_duration: timedelta | None = None
     """Of the succeeded runs that started in the period."""
+    unrecognised: int = 0
+    """The runs of the period with an unrecognised message."""
+    cut: int = 0
+    """The runs of the period with a message that may be cut off."""
+
+    @property
+    def container(self) -> Container:
+        """The container itself."""
+        return self.verdict.container
 
     @property
     def uncovered(self) -> timedelta:
@@ -142,7 +155,7 @@ def last_days(count: int, now: datetime, zone: tzinfo) -> Period:
 def parse_period(text: str, now: datetime, zone: tzinfo) -> Period:
     """The period that a number of days, a year, a quarter, a month or two dates mean, cut off at `now`.
 
-    Raises `ValueError`; its text is `<problem>: <what to do>`.
+    Raises `AuditError`.
     """
     text = text.strip()
     if re.fullmatch("[0-9]{1,3}", text) and int(text):
@@ -151,14 +164,14 @@ def parse_period(text: str, now: datetime, zone: tzinfo) -> Period:
         first, last = _dates(text)
     except ValueError:
         accepted = "use a number of days (999 at most), 2026, 2026-Q1, 2026-03 or 2026-03-01..2026-03-31"
-        raise ValueError(f"--history {text} is not a period: {accepted}") from None
+        raise AuditError(f"--history {text} is not a period", accepted) from None
     start, end = (utc_from_local(datetime.combine(day, time()), zone) for day in (first, last + DAY))
     if start >= end:
-        raise ValueError(f"--history {text} contains no time: put the earlier day first")
+        raise AuditError(f"--history {text} contains no time", "put the earlier day first")
     if start >= now:
-        raise ValueError(f"--history {text} has not begun: name a period that has")
+        raise AuditError(f"--history {text} has not begun", "name a period that has")
     if min(end, now) - start > MOST_DAYS * DAY:
-        raise ValueError(f"--history {text} is too long: name a period of {MOST_DAYS} days at most")
+        raise AuditError(f"--history {text} is too long", f"name a period of {MOST_DAYS} days at most")
     return _period(start, min(end, now), text, now, zone)
 
 
@@ -196,64 +209,77 @@ def look_back(container: Container, runs: Sequence[Run], period: Period, rules: 
 
     A creation after the period's end leaves nothing to count; one after the moment of asking is unknown.
     """
-    start = max(period.start, base_without_success(container, period.now or period.end))
+    known = _known_since(container, runs, period.now or period.end, period.log_begins)
+    start = max(period.start, known)
     end = min(_last_row(runs, period.start), period.end) if container.deleted else period.end
     verdict, days = judge(container, runs, end, rules), period.days_until(end)
+    bad = [run for run in reversed(newest_first(runs)) if verdict.outcome(run) in (Outcome.FAILED, Outcome.STALLED)]
+    in_period = [run for run in runs if period.start <= run.started < period.end]
+    facts = ContainerHistory(
+        verdict=verdict,
+        unrecognised=sum(run.said.meaning is Meaning.UNRECOGNISED for run in in_period),
+        cut=sum(run.is_cut for run in in_period),
+    )
     if verdict.due is None or start >= end:
         count = 0 if verdict.due is None else len(days)
         before, none = (DayOutcome.BEFORE,) * count, (NOTHING,) * count
-        return ContainerHistory(container, verdict.policy, verdict.status, outcomes=before, uncovered_by_day=none)
-    good, bad = _good(runs), _bad(runs, period.end, rules)
-    steps = list(_steps(container, good, start, end))
+        return replace(facts, outcomes=before, uncovered_by_day=none)
+    steps = list(_steps(known, runs, start, end))
     stretches = _stretches(verdict.policy, steps, bad, rules)
     uncovered = _by_day(stretches, days, period)
-    in_period = [run.duration for run in good if period.start <= run.started < period.end]
-    return ContainerHistory(
-        container=container,
-        policy=verdict.policy,
-        status=verdict.status,
+    durations = (run.duration for run in in_period if run.succeeded)
+    return replace(
+        facts,
         counted=end - start,
         covered=end - start - sum(uncovered, NOTHING),
         outcomes=_outcomes(days, start, uncovered, {period.place(run.started) for run in bad}),
         uncovered_by_day=tuple(uncovered),
         stretches=stretches,
         worst_age=_worst_age(steps),
-        median_duration=_median(duration for duration in in_period if duration is not None),
+        median_duration=_median(duration for duration in durations if duration is not None),
     )
 
 
 def covered_ratio(
-    container: Container, runs: Iterable[Run], start: datetime, end: datetime, rules: Rules
+    container: Container,
+    runs: Sequence[Run],
+    start: datetime,
+    end: datetime,
+    rules: Rules,
+    log_begins: datetime | None,
 ) -> float | None:
-    """The share of a period up to now in which the container was covered; None without a schedule or counted time."""
-    policy = known_policy(container.policy, rules)
-    start = max(start, base_without_success(container, end))
+    """The share of a period up to now in which the container was covered; None without a schedule or counted time.
+
+    `log_begins` may be None if the log's first row is too old to matter.
+    """
+    policy, known = known_policy(container.policy, rules), _known_since(container, runs, end, log_begins)
+    start = max(start, known)
     if policy is None or policy == "Never" or start >= end:
         return None
-    lapses = _lapses(policy, _steps(container, _good(runs), start, end), rules)
+    lapses = _lapses(policy, _steps(known, runs, start, end), rules)
     uncovered = sum((until - since for since, until, _ in lapses), NOTHING)
     return (end - start - uncovered) / (end - start)
 
 
-def _good(runs: Iterable[Run]) -> list[Run]:
-    return [run for run in runs if run.ended is not None and run.error is None]
-
-
-def _bad(runs: Iterable[Run], now: datetime, rules: Rules) -> list[Run]:
-    """The failed and stalled runs, oldest first."""
-    others = (run for run in runs if run.ended is None or run.error is not None)
-    return sorted(run for run in others if run.outcome(now, rules.max_runtime) is not Outcome.RUNNING)
+def _known_since(container: Container, runs: Iterable[Run], now: datetime, log_begins: datetime | None) -> datetime:
+    """From when on the log can prove anything of a container: before, nothing counts."""
+    if container.is_job:
+        return min((run.started for run in runs), default=now)
+    return max(creation(container, now), log_begins or LONG_AGO)
 
 
 def _last_row(runs: Iterable[Run], default: datetime) -> datetime:
     return max((max(run.started, run.ended or run.started) for run in runs), default=default)
 
 
-def _steps(container: Container, good: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Step]:
-    """The time in steps; the base is the start of the newest run that had succeeded by then, or the creation."""
-    base, newest = base_without_success(container, end), LONG_AGO
+def _steps(known: datetime, runs: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Step]:
+    """The time in steps; the base is the start of the newest run that had succeeded by then, or the beginning of what
+    is known.
+    """
+    base = newest = known
     # a run that ended before it started, by a wrong clock, counts from its start: no base lies in the future
-    for succeeded, started in sorted((max(run.started, run.ended or run.started), run.started) for run in good):
+    good = ((max(run.started, run.ended), run.started) for run in runs if run.ended is not None and not run.failed)
+    for succeeded, started in sorted(good):
         if succeeded >= end:
             break
         if started > newest:
@@ -318,24 +344,28 @@ def _outcomes(
     return tuple(outcomes)
 
 
-# --- Durations -----------------------------------------------------------------------------------------
-
-
-def typical_duration(runs: Iterable[Run], since: datetime) -> timedelta | None:
-    """The median duration of the runs before the last one that succeeded since then; None if there are too few."""
-    before = [run.duration for run in sorted(_good(runs))[:-1] if run.started >= since]
-    known = [duration for duration in before if duration is not None]
-    return _median(known) if len(known) >= TYPICAL_RUNS else None
-
-
-def suspicious_duration(took: timedelta | None, typical: timedelta | None) -> bool:
-    """Whether the last run was so much shorter or longer than usual that its dump may be bad."""
-    if took is None or typical is None or typical < SHORTEST_TYPICAL:
-        return False
-    return took * SUSPICIOUS_FACTOR < typical or took > typical * SUSPICIOUS_FACTOR
-
-
 def _median(durations: Iterable[timedelta]) -> timedelta | None:
     ordered = sorted(durations)
     half = len(ordered) // 2
     return (ordered[half] + ordered[-half - 1]) / 2 if ordered else None
+
+
+# --- The site as a whole ---------------------------------------------------------------------------------
+
+
+def totals(histories: Iterable[ContainerHistory]) -> tuple[timedelta, float | None]:
+    """The uncovered time of all containers, and covered by counted time of all; None if no time counts."""
+    counted = uncovered = NOTHING
+    for history in histories:
+        counted, uncovered = counted + history.counted, uncovered + history.uncovered
+    return uncovered, (counted - uncovered) / counted if counted else None
+
+
+def worst_first(histories: Iterable[ContainerHistory]) -> list[ContainerHistory]:
+    """Histories by ratio, then by the worst age of a backup, then by name; those without a ratio come last."""
+
+    def key(history: ContainerHistory) -> tuple[float, timedelta, str, int]:
+        ratio, container = history.ratio, history.container
+        return 2 if ratio is None else ratio, -(history.worst_age or NOTHING), container.name, container.c_id or 0
+
+    return sorted(histories, key=key)

@@ -1,4 +1,4 @@
-"""From findings to metric families, and from those to the text format (SPEC section 5).
+"""From findings to metric families, and from those to the text format (monitoring/README.md lists them).
 
 This module judges nothing, reads no clock and writes no file: `textfile` does.
 """
@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Sample
 from prometheus_client.registry import Collector
 
-from audit.findings import Audit, Finding
-from audit.policy import Run, Status
-from audit.printable import one_line, shorten
+from audit.auditor import Audit, Finding
+from audit.policy import Run
+from audit.text import mask, one_line, shorten
 
 ERROR_LENGTH = 120
 """How many characters of an error become a label."""
@@ -45,10 +45,9 @@ def _duration(run: Run | None) -> float | None:
     return None if run is None or run.duration is None else run.duration.total_seconds()
 
 
-def _error(finding: Finding) -> str | None:
-    if finding.verdict.status is not Status.FAILED or finding.verdict.concluded is None:
-        return None
-    return shorten(one_line(finding.verdict.concluded.error), ERROR_LENGTH)
+def _line(finding: Finding) -> str | None:
+    line = finding.verdict.line
+    return None if line is None else shorten(one_line(line), ERROR_LENGTH)
 
 
 PER_CONTAINER = (
@@ -80,7 +79,7 @@ PER_CONTAINER = (
     ),
     _Metric(
         "mydb_backup_due_timestamp_seconds",
-        "When a newer successful run must have started, in seconds since the epoch.",
+        "Deadline for a newer successful run to start, in seconds since the epoch.",
         lambda finding: _seconds(finding.verdict.due),
     ),
     _Metric(
@@ -88,23 +87,23 @@ PER_CONTAINER = (
         "Always 1; the labels describe the container.",
         lambda finding: 1,
         {
-            "policy": lambda finding: finding.verdict.policy,
-            "engine": lambda finding: finding.container.engine,
-            "state": lambda finding: finding.container.state,
-            "owner": lambda finding: finding.container.owner,
-            "contact": lambda finding: finding.container.contact,
+            "policy": lambda finding: mask(finding.verdict.policy),
+            "engine": lambda finding: mask(finding.container.engine or ""),
+            "state": lambda finding: mask(finding.container.state or ""),
+            "owner": lambda finding: mask(finding.container.owner or ""),
+            "contact": lambda finding: mask(finding.container.contact or ""),
         },
     ),
     _Metric(
         "mydb_backup_failure_info",
-        "1 for each container whose status is failed; the label error is the message.",
-        lambda finding: 1 if _error(finding) is not None else None,
-        {"error": _error},
+        "1 for each container whose status is failed or unsure; the label error is the line that decided.",
+        lambda finding: None if _line(finding) is None else 1,
+        {"error": _line},
     ),
     _Metric(
         "mydb_backup_exception_until_timestamp_seconds",
         "End of the container's accepted exception, in seconds since the epoch, until a week after it.",
-        lambda finding: _seconds(finding.known_problem.ends) if finding.known_problem else None,
+        lambda finding: _seconds(finding.exception.ends) if finding.exception else None,
     ),
     _Metric(
         "mydb_backup_covered_ratio",
@@ -113,8 +112,13 @@ PER_CONTAINER = (
     ),
     _Metric(
         "mydb_backup_typical_duration_seconds",
-        "Median duration of the succeeded runs before the last one, over the last history_days.",
-        lambda finding: finding.typical_duration.total_seconds() if finding.typical_duration is not None else None,
+        "Upper quartile of the durations of the runs that succeeded in the last 30 days.",
+        lambda finding: None if finding.verdict.typical is None else finding.verdict.typical.total_seconds(),
+    ),
+    _Metric(
+        "mydb_backup_kept_until_timestamp_seconds",
+        "Until when the last good dump is kept, in seconds since the epoch.",
+        lambda finding: _seconds(finding.verdict.kept_until),
     ),
 )
 
@@ -157,11 +161,6 @@ def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFa
         "Rows in the recent part of the backup log (undated: in all of it) that no verdict could use.",
         "reason",
         audit.ignored.counts,
-    )
-    yield GaugeMetricFamily(
-        "mydb_backup_messages_unrecognised",
-        "Runs of the last window_hours whose message is neither an error nor known as fine.",
-        value=audit.unrecognised,
     )
     if audit.newest_row is not None:
         yield GaugeMetricFamily(

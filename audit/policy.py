@@ -1,31 +1,35 @@
-"""The rules: from a container's policy and its runs to one verdict (SPEC section 2).
+"""The rules: from a container's policy and its runs to one verdict (docs/rules.md).
 
-Everything here is a pure function of its arguments: no clock, no database, no settings file, the standard library
-only. Every datetime is aware UTC unless its name says `local`; `now` is always passed in.
+Everything here is a pure function of its arguments: no clock, no database, no settings file, no words for people.
+Every datetime is aware UTC unless its name says `local`; `now` is always passed in.
 """
 
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from functools import cached_property
 from typing import NamedTuple
 
-from audit.messages import DEFAULT_ERROR_PATTERN, DEFAULT_SUCCESS_PATTERN
+from audit.messages import Meaning, Said
 
 UTC = timezone.utc
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 """Stands in for a creation that is unknown or cannot be right."""
-
-_EPOCH, _LOCAL_EPOCH = LONG_AGO, LONG_AGO.replace(tzinfo=None)
+_LOCAL_LONG_AGO = LONG_AGO.replace(tzinfo=None)
 
 FUTURE_TOLERANCE = timedelta(minutes=5)
 """How far ahead of `now` a time stamp may lie before it counts as wrong."""
+TYPICAL_PERIOD = 30 * DAY
+"""The succeeded runs that started so recently make a duration typical."""
+LEAST_TYPICAL_RUNS = 3
+LEAST_LIMIT = HOUR
+SHORTEST_SUSPECTED = timedelta(minutes=1)
+"""The least typical duration of which a tenth is suspicious."""
 
 
 class Outcome(str, enum.Enum):
@@ -42,11 +46,12 @@ class Status(str, enum.Enum):
 
     NO_POLICY = "no_policy"
     EXEMPT = "exempt"
-    RUNNING = "running"
     FAILED = "failed"
     STALLED = "stalled"
+    UNSURE = "unsure"
     OK = "ok"
     NEW = "new"
+    RUNNING = "running"
     PAUSED = "paused"
     LATE = "late"
     MISSED = "missed"
@@ -58,22 +63,31 @@ class Status(str, enum.Enum):
 
 
 _SEVERITY = dict.fromkeys((Status.EXEMPT, Status.OK, Status.NEW), 0) | dict.fromkeys(
-    (Status.RUNNING, Status.PAUSED, Status.LATE), 1
+    (Status.UNSURE, Status.RUNNING, Status.PAUSED, Status.LATE), 1
 )
+
+
+class Suspicion(enum.Enum):
+    """What is odd about the last good backup, and changes no verdict."""
+
+    SHORT = "short"
+    """It took less than a tenth of the typical duration."""
+    ENDED_BEFORE_START = "ended_before_start"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The settings that verdicts depend on; the defaults are those of SPEC section 3."""
+    """The settings that verdicts depend on."""
 
     zone: tzinfo = UTC
+    """That of the DB4Sci host: weekdays, midnights, calendar days, printed times."""
     weekly_day: int = 5  # Monday is 0
     window: timedelta = 24 * HOUR
-    grace: timedelta = 6 * HOUR
-    max_runtime: timedelta = 24 * HOUR
+    grace: timedelta = 3 * HOUR
+    max_runtime: timedelta = 12 * HOUR
     policies: Mapping[str, timedelta] = field(default_factory=dict)
-    error_pattern: re.Pattern[str] = re.compile(DEFAULT_ERROR_PATTERN)
-    success_pattern: re.Pattern[str] = re.compile(DEFAULT_SUCCESS_PATTERN)
+    dumps_kept: timedelta | None = None
+    """How long a dump can be restored; None if that is not known."""
 
     @cached_property
     def policy_names(self) -> dict[str, str]:
@@ -84,25 +98,52 @@ class Rules:
         return names
 
     @property
-    def longest_promise(self) -> timedelta:
+    def longest_cover(self) -> timedelta:
         """The longest time for which one good backup keeps a container covered."""
         weekly = 7 * DAY + 2 * HOUR  # for clock changes
         return max(weekly + self.window, *self.policies.values(), self.window) + self.grace
 
 
+@dataclass(frozen=True)
+class Moment:
+    """The time that an audit is about; made once, and passed down."""
+
+    now: datetime
+    latest: datetime
+    """The latest stamp that counts."""
+    yesterday: datetime
+    """24 hours before."""
+    unseen: bool
+    """Whether later rows are unseen, as with `--at`; else they are wrong stamps, and reported."""
+
+    @classmethod
+    def by_clock(cls, now: datetime) -> Moment:
+        """The moment of an audit that runs now, by the server's clock."""
+        return cls(now, now + FUTURE_TOLERANCE, now - DAY, unseen=False)
+
+    @classmethod
+    def as_of(cls, now: datetime) -> Moment:
+        """A moment that was asked for."""
+        return cls(now, now, now - DAY, unseen=True)
+
+
 class Run(NamedTuple):
-    """One backup run: the log rows that share `c_id` and `backup_id`. Runs sort by start, then by `backup_id`."""
+    """One backup run: the log rows that share `c_id` and `backup_id`."""
 
     started: datetime
     backup_id: str
     type: str = ""
     ended: datetime | None = None
-    error: str | None = None
-    """The `err_msg` that reports an error, or None."""
-    messages: tuple[str, ...] = ()
-    """Each different `err_msg` of its rows that is not empty."""
+    said: Said = Said(Meaning.FINE, None)
+    """What its worst message means, and the line that decides."""
     start_logged: bool = True
     """False if only `end` rows are known; `started` is then the moment of the end."""
+    url: str = ""
+    """Where the log says that the dump went."""
+    message: str = ""
+    """The messages of its rows, as far as they were kept."""
+    is_cut: bool = False
+    """Whether one of its messages may be cut off: an error behind that did not reach the log."""
 
     @property
     def duration(self) -> timedelta | None:
@@ -111,13 +152,23 @@ class Run(NamedTuple):
             return None
         return self.ended - self.started
 
-    def outcome(self, now: datetime, max_runtime: timedelta) -> Outcome:
-        """What became of the run, as far as is known at `now`."""
-        if self.error is not None:
+    @property
+    def failed(self) -> bool:
+        """Whether one of its messages is an error."""
+        return self.said.meaning is Meaning.ERROR
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended without an error."""
+        return self.ended is not None and not self.failed
+
+    def outcome(self, now: datetime, limit: timedelta) -> Outcome:
+        """What became of the run, as far as is known at `now`; `limit` is that of `run_limit`."""
+        if self.failed:
             return Outcome.FAILED
         if self.ended is not None:
             return Outcome.SUCCEEDED
-        return Outcome.RUNNING if now - self.started < max_runtime else Outcome.STALLED
+        return Outcome.RUNNING if now - self.started < limit else Outcome.STALLED
 
 
 @dataclass(frozen=True)
@@ -137,80 +188,82 @@ class Container:
     """False if `containers` has no row of this container."""
     deleted: bool = False
     """True if `container_state` has no row of this container."""
-    last_logged: datetime | None = None
-    """The newest log row of a deleted container."""
 
-
-@dataclass(frozen=True)
-class KnownProblem:
-    """A problem that the setting `exceptions` accepts up to a day."""
-
-    until: date
-    """The last day, in `db_timezone`."""
-    reason: str
-    ends: datetime
-    """The end of that day, aware UTC."""
+    @property
+    def is_job(self) -> bool:
+        """Whether this is a job of the whole site."""
+        return self.c_id == 0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the backup that a container was promised exists at `now`."""
+    """Whether the backup that a container was promised exists at `now`, and what is left to restore."""
 
     container: Container
     status: Status
     policy: str
     """The policy's proper name, or its owner's words if it is unknown."""
     now: datetime
-    rules: Rules
-    due: datetime | None = None
-    """The moment by which a newer successful run must have started; None without a schedule."""
-    last_run: Run | None = None
+    due: datetime | None
+    """The deadline for a newer successful run to start; None without a schedule."""
+    last_run: Run | None
     """The newest run, whatever became of it."""
-    concluded: Run | None = None
+    concluded: Run | None
     """The newest run that is not running."""
-    last_success: Run | None = None
-
-    @property
-    def reason(self) -> str:
-        """One plain sentence with the figures that led to the status."""
-        return _reason(self)
+    last_success: Run | None
+    known_good: Run | None
+    """The newest succeeded run whose messages are all known to be fine."""
+    failures: int
+    """The failed and stalled runs since the last success."""
+    typical: timedelta | None
+    """The typical duration of a run; None if too few are known."""
+    limit: timedelta
+    """The time after which a run that has not ended is stalled."""
+    kept_until: datetime | None
+    """Until when the last good dump is kept; None if that is not known."""
 
     @property
     def severity(self) -> int:
         """0 = OK, 1 = warning, 2 = critical."""
         return self.status.severity
 
+    @property
+    def restorable(self) -> Run | None:
+        """The last good backup; of an unsure container the last that is known to be good."""
+        return self.known_good if self.status is Status.UNSURE else self.last_success
 
-def utc_from_local(local: datetime, zone: tzinfo, not_before: datetime | None = None) -> datetime:
-    """The moment (aware UTC) that a naive local time of `zone` means.
+    @property
+    def line(self) -> str | None:
+        """The line of a message that led to the status; None if none did."""
+        run = {Status.FAILED: self.concluded, Status.UNSURE: self.last_success}.get(self.status)
+        return None if run is None else run.said.line
 
-    A time that occurs twice, when clocks are set back, is its first occurrence, unless that lies before
-    `not_before` (the start of the run that this end belongs to) and the second does not.
-    """
+    def outcome(self, run: Run) -> Outcome:
+        """What became of one of the container's runs."""
+        return run.outcome(self.now, self.limit)
+
+    @property
+    def suspicions(self) -> list[Suspicion]:
+        """What is odd about the last good backup."""
+        found, run = [], self.last_success
+        took = run.duration if run else None
+        if took is not None and self.typical is not None and self.typical >= SHORTEST_SUSPECTED:
+            found += [Suspicion.SHORT] if took * 10 < self.typical else []
+        if run and run.ended is not None and run.ended < run.started:
+            found.append(Suspicion.ENDED_BEFORE_START)
+        return found
+
+
+def newest_first(runs: Iterable[Run]) -> list[Run]:
+    """Runs by their starts, the newest first."""
+    return sorted(runs, key=lambda run: run[:2], reverse=True)
+
+
+def utc_from_local(local: datetime, zone: tzinfo) -> datetime:
+    """The moment (aware UTC) that a naive local time of `zone` means; one that occurs twice is its first occurrence."""
     if zone is UTC:
-        return _EPOCH + (local - _LOCAL_EPOCH)  # `replace` takes six times as long, and this is for every run
-    first = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
-    if not_before is None or first >= not_before:
-        return first
-    second = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
-    return second if second >= not_before else first
-
-
-def last_local(moment: datetime, zone: tzinfo) -> datetime:
-    """The latest naive local time that `utc_from_local` does not place after `moment`.
-
-    While clocks run through an hour for the second time, that is the end of this hour: all of its times are taken
-    for their first occurrence.
-    """
-    local = moment.astimezone(zone)
-    naive = local.replace(tzinfo=None, fold=0)
-    if local.fold == 0:
-        return naive
-    minute = timedelta(minutes=1)
-    naive = naive.replace(second=0, microsecond=0)
-    while utc_from_local(naive + minute, zone) <= moment:
-        naive += minute
-    return naive + minute - timedelta.resolution
+        return LONG_AGO + (local - _LOCAL_LONG_AGO)  # `replace` takes much longer, and this is for every row
+    return local.replace(tzinfo=zone, fold=0).astimezone(UTC)
 
 
 def known_policy(text: str | None, rules: Rules) -> str | None:
@@ -221,8 +274,13 @@ def known_policy(text: str | None, rules: Rules) -> str | None:
     return None if text is None else rules.policy_names.get(text.strip().casefold())
 
 
+def is_running(state: str | None) -> bool:
+    """Whether a container's state means that DB4Sci backs it up."""
+    return (state or "").strip().casefold() == "running"
+
+
 def due_at(policy: str, base: datetime, rules: Rules) -> datetime:
-    """The moment by which a run newer than `base` must have started, for a scheduled policy."""
+    """The deadline for a run newer than `base` to start, for a scheduled policy."""
     if policy == "Daily":
         return base + rules.window
     if policy == "Weekly":
@@ -231,7 +289,7 @@ def due_at(policy: str, base: datetime, rules: Rules) -> datetime:
 
 
 def _next_weekly_midnight(base: datetime, rules: Rules) -> datetime:
-    """The first midnight of `weekly_day` in the log's zone strictly after `base`."""
+    """The first midnight of `weekly_day` in the host's zone strictly after `base`."""
     local = base.astimezone(rules.zone)
     day = datetime(local.year, local.month, local.day)
     day += timedelta(days=(rules.weekly_day - day.weekday()) % 7)
@@ -239,30 +297,70 @@ def _next_weekly_midnight(base: datetime, rules: Rules) -> datetime:
     return midnight if midnight > base else utc_from_local(day + timedelta(days=7), rules.zone)
 
 
-def base_without_success(container: Container, now: datetime) -> datetime:
-    """The moment that a container without a good backup is judged from: its creation, if that can be right."""
+def creation(container: Container, now: datetime) -> datetime:
+    """When a container was created, as far as that can be right; else `LONG_AGO`."""
     if container.created is None or container.created > now + FUTURE_TOLERANCE:
         return LONG_AGO
     return container.created
 
 
-def judge(container: Container, runs: Iterable[Run], now: datetime, rules: Rules) -> Verdict:
-    """The verdict on one container at `now`, from its runs in any order. SPEC section 2, rule by rule."""
-    newest = concluded = success = None
-    for run in sorted(runs, reverse=True):
-        outcome = run.outcome(now, rules.max_runtime)
+def typical_duration(runs: Iterable[Run], now: datetime) -> timedelta | None:
+    """The upper quartile of the known durations of the last 30 days' succeeded runs; None if there are too few.
+
+    The quartile, because a fault that makes dumps short must not soon look normal.
+    """
+    since = now - TYPICAL_PERIOD
+    durations = (run.duration for run in runs if run.succeeded and since <= run.started <= now)
+    known = sorted(duration for duration in durations if duration is not None)
+    return known[3 * len(known) // 4] if len(known) >= LEAST_TYPICAL_RUNS else None
+
+
+def run_limit(typical: timedelta | None, rules: Rules) -> timedelta:
+    """How long after its start a run that has not ended counts as running; from then on it is stalled."""
+    if typical is None:
+        return rules.max_runtime
+    return min(max(10 * typical, LEAST_LIMIT), max(rules.max_runtime, 2 * typical))
+
+
+def judge(container: Container, runs: Sequence[Run], now: datetime, rules: Rules) -> Verdict:
+    """The verdict on one container at `now`, from its runs in any order."""
+    typical = typical_duration(runs, now)
+    limit = run_limit(typical, rules)
+    newest = concluded = success = known_good = None
+    failures = 0
+    for run in newest_first(runs):
+        outcome = run.outcome(now, limit)
         newest = newest or run
-        if concluded is None and outcome is not Outcome.RUNNING:
-            concluded = run
+        if outcome is Outcome.RUNNING:
+            continue
+        concluded = concluded or run
         if outcome is Outcome.SUCCEEDED:
-            success = run
-            break
-    policy, due = known_policy(container.policy, rules), None
+            success = success or run
+            if run.said.meaning is Meaning.FINE:
+                known_good = run
+                break
+        elif success is None:
+            failures += 1
+    policy, due, kept_until = known_policy(container.policy, rules), None, None
     if policy is not None and policy != "Never":
-        due = due_at(policy, success.started if success else base_without_success(container, now), rules)
-    status = _status(container, policy, due, (newest, concluded, success), now, rules)
-    name = policy or (container.policy or "").strip()
-    return Verdict(container, status, name, now, rules, due, newest, concluded, success)
+        due = due_at(policy, success.started if success else creation(container, now), rules)
+    if success and rules.dumps_kept is not None and not container.is_job:
+        kept_until = success.started + rules.dumps_kept
+    return Verdict(
+        container=container,
+        status=_status(container, policy, due, (newest, concluded, success), now, rules),
+        policy=policy or (container.policy or "").strip(),
+        now=now,
+        due=due,
+        last_run=newest,
+        concluded=concluded,
+        last_success=success,
+        known_good=known_good,
+        failures=failures,
+        typical=typical,
+        limit=limit,
+        kept_until=kept_until,
+    )
 
 
 def _status(
@@ -273,94 +371,20 @@ def _status(
     now: datetime,
     rules: Rules,
 ) -> Status:
+    """The first status that applies."""
     newest, concluded, success = runs
     if policy is None:
         return Status.NO_POLICY
     if due is None:
         return Status.EXEMPT
-    concluded_well = concluded is not None and concluded is success
-    if newest is not concluded and not (concluded_well and now < due):
-        return Status.RUNNING
-    if concluded is not None and not concluded_well:
-        return Status.FAILED if concluded.error is not None else Status.STALLED
+    if concluded is not None and not concluded.succeeded:
+        return Status.FAILED if concluded.failed else Status.STALLED
     if now < due:
-        return Status.OK if success else Status.NEW
-    if (container.state or "").strip().casefold() != "running":
+        if success is None:
+            return Status.NEW
+        return Status.OK if success.said.meaning is Meaning.FINE else Status.UNSURE
+    if newest is not concluded:
+        return Status.RUNNING
+    if not is_running(container.state):
         return Status.PAUSED
     return Status.LATE if now < due + rules.grace else Status.MISSED
-
-
-# --- Reasons -------------------------------------------------------------------------------------------
-
-
-def _reason(verdict: Verdict) -> str:
-    container, status, rules = verdict.container, verdict.status, verdict.rules
-    newest, concluded, success = verdict.last_run, verdict.concluded, verdict.last_success
-    if status is Status.NO_POLICY:
-        return _why_no_policy(container)
-    if verdict.due is None:
-        return "no backups wanted (policy Never)"
-    due = f"due {minute(verdict.due, rules.zone)}"
-    if status is Status.RUNNING and newest:
-        return f"running since {_since(newest.started, verdict)}; {_what_came_before(verdict)}"
-    if status is Status.FAILED and concluded:
-        return f"the run of {_since(concluded.started, verdict)} failed: {concluded.error}"
-    if status is Status.STALLED and concluded:
-        limit = age(rules.max_runtime)
-        return f"the run of {_since(concluded.started, verdict)} has not ended; {limit} are allowed"
-    if status is Status.OK and success:
-        return f"backed up {_since(success.started, verdict)}, next {due}"
-    if status is Status.NEW and container.created:
-        return f"created {_since(container.created, verdict)}, first backup {due}"
-    overdue = _why_overdue(verdict, due)
-    return f"state is {container.state or 'unknown'}; {overdue}" if status is Status.PAUSED else overdue
-
-
-def _why_no_policy(container: Container) -> str:
-    if not container.has_metadata:
-        return "no metadata: the table containers has no row of this container"
-    if container.policy is None:
-        return "no backup policy: BACKUP_FREQ is missing or not text"
-    return f"unknown backup policy '{container.policy.strip()}'"
-
-
-def _what_came_before(verdict: Verdict) -> str:
-    before, zone = verdict.concluded, verdict.rules.zone
-    if before is not None and before is not verdict.last_success:
-        outcome = before.outcome(verdict.now, verdict.rules.max_runtime)
-        return f"the run before, of {minute(before.started, zone)}, {outcome.value}"
-    if verdict.last_success is not None:
-        return f"last good backup {minute(verdict.last_success.started, zone)}"
-    return "no good backup yet"
-
-
-def _why_overdue(verdict: Verdict, due: str) -> str:
-    rules, created = verdict.rules, verdict.container.created
-    if verdict.policy != "Weekly":
-        due = f"due every {age(rules.policies.get(verdict.policy, rules.window))}"
-    if verdict.last_success is not None:
-        return f"no backup since {_since(verdict.last_success.started, verdict, due)}"
-    if created is None:
-        return f"no backup ever (creation unknown, {due})" if verdict.container.c_id else f"no backup ever ({due})"
-    if base_without_success(verdict.container, verdict.now) is LONG_AGO:
-        return f"no backup ever, and its creation lies in the future ({minute(created, rules.zone)})"
-    return f"no backup ever, created {_since(created, verdict, due)}"
-
-
-def minute(moment: datetime, zone: tzinfo) -> str:
-    """A moment as people read it: `2026-03-13 18:07 UTC`."""
-    if moment < LONG_AGO + DAY * 366:
-        return "long ago"
-    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
-
-
-def _since(moment: datetime, verdict: Verdict, *more: str) -> str:
-    ago = f"{age(verdict.now - moment)} ago" if moment <= verdict.now else f"in {age(moment - verdict.now)}"
-    return f"{minute(moment, verdict.rules.zone)} ({', '.join((ago, *more))})"
-
-
-def age(duration: timedelta) -> str:
-    """A duration in hours up to two days, then in days: `36.9 h`, `3.2 days`."""
-    if duration <= 2 * DAY:
-        return f"{duration / HOUR:.1f}".removesuffix(".0") + " h"
-    return f"{duration / DAY:,.1f}".removesuffix(".0") + " days"

@@ -1,4 +1,4 @@
-"""Reads and checks `mydb_config.py`; the result is one frozen `Settings`.
+"""Reads and checks `mydb_config.py`; the result is one frozen `Settings`, resolved to what the program works with.
 
 The file is Python: it is executed, so that a site may compute a value, but it is asked only for the settings
 listed here. This module opens no connection and reads no password.
@@ -12,77 +12,94 @@ import re
 import traceback
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from audit.messages import DEFAULT_ERROR_PATTERN, DEFAULT_SUCCESS_PATTERN
-from audit.policy import DAY, UTC, KnownProblem, Rules, utc_from_local
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from audit.messages import Patterns
+from audit.policy import DAY, HOUR, UTC, Rules, utc_from_local
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 UNUSED = ("FQDN_host", "container_ip")
 """Settings of the original Backup Audit that are accepted and have no effect."""
+APPLICATION_NAME = "backup_audit"
+"""What the server's pg_stat_activity calls an audit."""
+
+
+@dataclass(frozen=True)
+class AcceptedException:
+    """A problem of one container that is accepted for a while."""
+
+    until: date
+    """The last day on which it is accepted, in `timezone`."""
+    reason: str
+    ends: datetime
+    """The end of that day, aware UTC."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach the admin database."""
+
+    url: URL
+    name: str
+    """The database as it may stand in a message: `user@host:port/name`, or the path of the SQLite file."""
+    password_file: Path | None
+    """The file in which libpq looks for the password; None if it needs none."""
+    libpq: Mapping[str, Any]
+    """Further parameters of libpq."""
+    from_url: bool
+    """Whether the setting `database_url` says all this."""
+    connect_timeout: int  # seconds
+    query_timeout: int  # seconds
+
+
+@dataclass(frozen=True)
+class Textfile:
+    """The textfile for node_exporter."""
+
+    path: Path
+    mode: int
+    site: str | None
+    """The label `site` of every series; None for no such label."""
+
+    @property
+    def run_file(self) -> Path:
+        """The sibling that tells of the run itself: `backup_audit_run.prom` for `backup_audit.prom`."""
+        return self.path.with_name(f"{self.path.stem}_run.prom")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a site, checked, each where it is used."""
+
+    connection: Connection
+    textfile: Textfile
+    rules: Rules
+    db_timezone: tzinfo
+    patterns: Patterns
+    extra_jobs: Mapping[str, str]
+    exceptions: Mapping[str | int, AcceptedException]
+    allow_empty: bool
+    history_days: int
+    legacy_metrics: bool
 
 
 class SettingsError(Exception):
     """The configuration cannot be used; `problems` has one line for each thing wrong with it.
 
-    The other attributes are what the run file, which tells of the failure, takes from those settings that are valid.
+    `textfile` is where the run file has to say so; None if that is not known.
     """
 
-    def __init__(self, problems: list[str], valid: Mapping[str, Any]) -> None:
+    def __init__(self, problems: list[str], textfile: Textfile | None = None) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-        self.prometheus_file: Path | None = valid.get("prometheus_file")
-        self.textfile_mode: int = valid.get("textfile_mode", Settings.textfile_mode)
-        self.site: str | None = valid.get("site")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of SPEC section 3, checked, in the order of `mydb_config.example`."""
-
-    container_host: str
-    prometheus_file: Path
-    mydb_admin_port: int = 32009
-    admindb_name: str = "mydb_admin"
-    admin_user: str = "mydbadmin"
-    pgpass_file: Path | None = None
-    libpq_options: Mapping[str, Any] = field(default_factory=dict)
-    database_url: str | None = None
-    site: str | None = None
-    textfile_mode: int = 0o644
-    weekly_day: int = 5
-    db_timezone: tzinfo = UTC
-    window_hours: float = 24
-    grace_hours: float = 6
-    max_runtime_hours: float = 24
-    policies: Mapping[str, float] = field(default_factory=dict)
-    extra_jobs: Mapping[str, str] = field(default_factory=dict)
-    error_pattern: re.Pattern[str] = re.compile(DEFAULT_ERROR_PATTERN)
-    success_pattern: re.Pattern[str] = re.compile(DEFAULT_SUCCESS_PATTERN)
-    exceptions: Mapping[str | int, KnownProblem] = field(default_factory=dict)
-    connect_timeout: int = 10
-    query_timeout: int = 60
-    allow_empty: bool = False
-    history_days: int = 30
-    legacy_metrics: bool = False
-
-    @property
-    def rules(self) -> Rules:
-        """Those settings that verdicts depend on."""
-        return Rules(
-            zone=self.db_timezone,
-            weekly_day=self.weekly_day,
-            window=timedelta(hours=self.window_hours),
-            grace=timedelta(hours=self.grace_hours),
-            max_runtime=timedelta(hours=self.max_runtime_hours),
-            policies={name: timedelta(hours=hours) for name, hours in self.policies.items()},
-            error_pattern=self.error_pattern,
-            success_pattern=self.success_pattern,
-        )
+        self.textfile = textfile
 
 
 def load(path: Path) -> Settings:
@@ -93,47 +110,46 @@ def load(path: Path) -> Settings:
 def check(values: Mapping[str, Any], folder: Path) -> Settings:
     """Check the values of a configuration; relative textfiles start from `folder`. Raises `SettingsError`."""
     problems: list[str] = []
-    valid: dict[str, Any] = {}
+    valid = {name: setting.check(setting.default) for name, setting in _SETTINGS.items() if setting.has_default}
     for name, value in values.items():
-        if name in UNUSED or (value is None and name in ("pgpass_file", "database_url", "site")):
+        if name in UNUSED:
             continue
-        if name not in _CHECKS:
+        if name not in _SETTINGS:
             problems.append(_unknown(name))
             continue
         try:
-            valid[name] = _CHECKS[name](value)
+            valid[name] = _SETTINGS[name].check(value)
         except ValueError as error:
             problems.append(f"{name} = {_shown(name, value)} is not accepted: {error}")
-    if values.get("database_url") is not None:
-        valid.setdefault("container_host", "")
-    for name in ("container_host", "prometheus_file"):
-        if name not in valid and name not in values:
-            problems.append(f"{name} is missing: {_REQUIRED[name]}")
-    problems += _contradictions(valid)
+    required = _REQUIRED if values.get("database_url") is None else ("prometheus_file",)
+    problems += [f"{name} is missing: {_REQUIRED[name]}" for name in required if name not in values]
+    problems += _unknown_policies(valid)
+    textfile = None
     if "prometheus_file" in valid:
-        valid["prometheus_file"] = folder / valid["prometheus_file"]
-    if problems:
-        raise SettingsError(problems, valid)
-    zone = valid.get("db_timezone", UTC)
-    exceptions = valid.get("exceptions", {}).items()
-    valid["exceptions"] = {key: _known_problem(until, reason, zone) for key, (until, reason) in exceptions}
-    return Settings(**valid)
+        textfile = Textfile(folder / valid["prometheus_file"], valid["textfile_mode"], valid["site"])
+    if problems or textfile is None:
+        raise SettingsError(problems, textfile)
+    return _resolved(valid, textfile)
+
+
+# --- The file ------------------------------------------------------------------------------------------
 
 
 def _execute(path: Path) -> dict[str, Any]:
+    """The settings that a configuration file assigns, and whatever else it assigns that looks like one."""
     try:
         source = path.read_bytes()
     except FileNotFoundError:
         advice = "cp mydb_config.example mydb_config.py and edit it, or name another file with --config"
-        raise SettingsError([f"no configuration file {path}: {advice}"], {}) from None
+        raise SettingsError([f"no configuration file {path}: {advice}"]) from None
     except OSError as error:
         advice = "name a file" if isinstance(error, IsADirectoryError) else "let this user read it"
-        raise SettingsError([f"cannot read {path} ({error.strerror}): {advice}"], {}) from None
+        raise SettingsError([f"cannot read {path} ({error.strerror}): {advice}"]) from None
     names: dict[str, Any] = {"__file__": str(path)}
     try:
-        exec(compile(source, str(path), "exec"), names)  # noqa: S102  # the file is the user's own Python
+        exec(compile(source, str(path), "exec", dont_inherit=True), names)  # noqa: S102  # the user's own Python
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a site's own file may raise
-        raise SettingsError([f"{_place(error, path)}: correct it"], {}) from None
+        raise SettingsError([f"{_place(error, path)}: correct it"]) from None
     return {name: value for name, value in names.items() if not _is_helper(name, value)}
 
 
@@ -150,14 +166,16 @@ def _place(error: BaseException, path: Path) -> str:
 
 def _is_helper(name: str, value: Any) -> bool:
     """Whether a name in the file only helps to compute a setting: begins with `_`, or was imported or defined."""
-    return name not in _CHECKS and (name.startswith("_") or isinstance(value, types.ModuleType) or callable(value))
+    return name not in _SETTINGS and (name.startswith("_") or isinstance(value, types.ModuleType) or callable(value))
+
+
+# --- What is said about a setting ----------------------------------------------------------------------
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, [*_CHECKS, *UNUSED], n=1) or difflib.get_close_matches(
-        name.lower(), _CHECKS, n=1
-    )
-    hint = f"did you mean {close[0]}?" if close else "mydb_config.example lists all settings"
+    known = {known.lower(): known for known in (*_SETTINGS, *UNUSED)}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {known[close[0]]}?" if close else "mydb_config.example lists all settings"
     return f"unknown setting {name}: {hint} (begin the names of your own helpers with _)"
 
 
@@ -169,18 +187,85 @@ def _shown(name: str, value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _contradictions(valid: Mapping[str, Any]) -> list[str]:
-    known = {"daily", "weekly", *(name.strip().casefold() for name in valid.get("policies", {}))}
+def _unknown_policies(valid: Mapping[str, Any]) -> list[str]:
+    known = {"daily", "weekly", *(name.casefold() for name in valid["policies"])}
     return [
         f"extra_jobs = {{{job!r}: {policy!r}}} is not accepted: expected Daily, Weekly or a name from policies"
-        for job, policy in valid.get("extra_jobs", {}).items()
-        if policy.strip().casefold() not in known
+        for job, policy in valid["extra_jobs"].items()
+        if policy.casefold() not in known
     ]
 
 
-def _known_problem(until: date, reason: str, zone: tzinfo) -> KnownProblem:
+# --- From values to what the program works with --------------------------------------------------------
+
+
+def _resolved(valid: Mapping[str, Any], textfile: Textfile) -> Settings:
+    zone, kept = valid["timezone"], valid["dumps_kept_days"]
+    return Settings(
+        connection=_connection(valid),
+        textfile=textfile,
+        rules=Rules(
+            zone=zone,
+            weekly_day=valid["weekly_day"],
+            window=valid["window_hours"] * HOUR,
+            grace=valid["grace_hours"] * HOUR,
+            max_runtime=valid["max_runtime_hours"] * HOUR,
+            policies={name: hours * HOUR for name, hours in valid["policies"].items()},
+            dumps_kept=None if kept is None else timedelta(days=kept),
+        ),
+        db_timezone=valid["db_timezone"],
+        patterns=Patterns(valid["error_patterns"], valid["success_patterns"]),
+        extra_jobs=valid["extra_jobs"],
+        exceptions={key: _exception(until, why, zone) for key, (until, why) in valid["exceptions"].items()},
+        allow_empty=valid["allow_empty"],
+        history_days=valid["history_days"],
+        legacy_metrics=valid["legacy_metrics"],
+    )
+
+
+def _exception(until: date, reason: str, zone: tzinfo) -> AcceptedException:
     next_midnight = datetime(until.year, until.month, until.day) + DAY
-    return KnownProblem(until, reason, utc_from_local(next_midnight, zone))
+    return AcceptedException(until, reason, utc_from_local(next_midnight, zone))
+
+
+def _connection(valid: Mapping[str, Any]) -> Connection:
+    url: URL = valid["database_url"] or URL.create(
+        "postgresql",
+        username=valid["admin_user"],
+        host=valid["container_host"],
+        port=valid["mydb_admin_port"],
+        database=valid["admindb_name"],
+    )
+    libpq: dict[str, Any] = {"application_name": APPLICATION_NAME, **valid["libpq_options"]}
+    password_file = None
+    if url.get_backend_name() == "postgresql" and not has_password(url):
+        named = libpq.get("passfile") or valid["pgpass_file"] or os.environ.get("PGPASSFILE") or "~/.pgpass"
+        password_file = Path(named).expanduser()
+        libpq["passfile"] = str(password_file)
+    return Connection(
+        url=url,
+        name=_name(url),
+        password_file=password_file,
+        libpq=libpq,
+        from_url=valid["database_url"] is not None,
+        connect_timeout=valid["connect_timeout"],
+        query_timeout=valid["query_timeout"],
+    )
+
+
+def has_password(url: URL) -> bool:
+    """Whether a URL holds a password."""
+    return url.password is not None or "password" in url.query
+
+
+def _name(url: URL) -> str:
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    if "service" in url.query:
+        return f"service {url.query['service']}"
+    hosts = url.query.get("host", "localhost")
+    place = f"{url.host}:{url.port or 5432}" if url.host else hosts if isinstance(hosts, str) else ",".join(hosts)
+    return f"{url.username or ''}@{place}/{url.database or ''}".removeprefix("@").rstrip("/")
 
 
 # --- One check a setting: returns the value to use, or raises ValueError saying what is accepted --------
@@ -192,27 +277,26 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-def _port(value: Any) -> int:
-    return int(_number(value, 1, 65535, "expected a port number from 1 to 65535", whole=True, or_text=True))
-
-
-def _number(value: Any, least: float, most: float, expected: str, whole: bool = False, or_text: bool = False) -> float:
-    if or_text and isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value)
-    kinds = int if whole else (int, float)
+def _number(value: Any, least: float, most: float, expected: str, kinds: Any = (int, float)) -> Any:
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
         raise ValueError(expected)
     return value
 
 
+def _port(value: Any) -> int:
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    return int(_number(value, 1, 65535, "expected a port number from 1 to 65535", int))
+
+
 def _hours(least: float) -> Callable[[Any], float]:
     expected = f"expected a number of hours from {least} to 87600 (ten years)"
-    return lambda value: _number(value, least, 87_600, expected)
+    return lambda value: float(_number(value, least, 87_600, expected))
 
 
 def _whole(least: int, most: int, unit: str) -> Callable[[Any], int]:
     expected = f"expected a whole number of {unit} from {least} to {most}"
-    return lambda value: int(_number(value, least, most, expected, whole=True))
+    return lambda value: int(_number(value, least, most, expected, int))
 
 
 def _flag(value: Any) -> bool:
@@ -240,13 +324,21 @@ def _textfile(value: Any) -> Path:
 
 
 def _mode(value: Any) -> int:
-    return int(_number(value, 0o400, 0o777, "expected file permissions such as 0o644", whole=True))
+    return int(_number(value, 0o400, 0o777, "expected file permissions such as 0o644", int))
 
 
-def _url(value: Any) -> str:
-    if not isinstance(value, str) or not re.match(r"postgres(?:ql)?(?:\+psycopg2)?://|sqlite:///.", value):
-        raise ValueError("expected a SQLAlchemy URL that begins with postgresql:// or sqlite:///")
-    return re.sub(r"^postgres:", "postgresql:", value)
+def _url(value: Any) -> URL:
+    expected = "expected a URL such as postgresql://user@host:5432/name or sqlite:////folder/file.db"
+    try:
+        url = make_url(re.sub("^postgres:", "postgresql:", _text(value)))
+    except (ArgumentError, ValueError):  # what they say may quote the password
+        raise ValueError(expected) from None
+    backend = url.get_backend_name()
+    if backend not in ("postgresql", "sqlite") or (backend == "sqlite" and not url.database):
+        raise ValueError(expected)
+    if "@" in (url.host or ""):
+        raise ValueError(f"{expected}; write an @ of the password as %40")
+    return url
 
 
 def _weekday(value: Any) -> int:
@@ -269,11 +361,17 @@ def _zone(value: Any) -> tzinfo:
         raise ValueError(expected) from None
 
 
-def _pattern(value: Any) -> re.Pattern[str]:
+def _patterns(value: Any) -> tuple[re.Pattern[str], ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item.strip() for item in value):
+        raise ValueError("expected a list of regular expressions, such as [r'^Emulate Docker CLI using podman']")
+    return tuple(map(_pattern, value))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
     try:
-        return re.compile(_text(value))
-    except re.error as error:
-        raise ValueError(f"expected a Python regular expression ({error})") from None
+        return re.compile(text)
+    except (re.error, OverflowError) as error:
+        raise ValueError(f"expected regular expressions of Python, not {text!r} ({error})") from None
 
 
 def _table(expected: str, check_value: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
@@ -324,35 +422,51 @@ def _exceptions(value: Any) -> dict[str | int, tuple[date, str]]:
     return found
 
 
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "container_host": _text,
-    "prometheus_file": _textfile,
-    "mydb_admin_port": _port,
-    "admindb_name": _text,
-    "admin_user": _text,
-    "pgpass_file": _path,
-    "libpq_options": _libpq,
-    "database_url": _url,
-    "site": _text,
-    "textfile_mode": _mode,
-    "weekly_day": _weekday,
-    "db_timezone": _zone,
-    "window_hours": _hours(0.01),
-    "grace_hours": _hours(0),
-    "max_runtime_hours": _hours(0.01),
-    "policies": _policies,
-    "extra_jobs": _table("expected job names and policies, such as {'offsite': 'Daily'}", _text),
-    "error_pattern": _pattern,
-    "success_pattern": _pattern,
-    "exceptions": _exceptions,
-    "connect_timeout": _whole(1, 3600, "seconds"),
-    "query_timeout": _whole(1, 86_400, "seconds"),
-    "allow_empty": _flag,
-    "history_days": _whole(0, 3660, "days"),
-    "legacy_metrics": _flag,
-}
+class _Setting(NamedTuple):
+    check: Callable[[Any], Any]
+    default: Any = ...
+
+    @property
+    def has_default(self) -> bool:
+        return self.default is not ...
+
+
+def _optional(check_value: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check_value(value)
+
+
 _REQUIRED = {
     "container_host": "the host name of the admin database",
     "prometheus_file": "the textfile to write, such as '/var/lib/prometheus/node-exporter/backup_audit.prom'",
 }
-assert set(_CHECKS) == {f.name for f in fields(Settings)}
+_SETTINGS: dict[str, _Setting] = {
+    "container_host": _Setting(_text),
+    "prometheus_file": _Setting(_textfile),
+    "mydb_admin_port": _Setting(_port, 32009),
+    "admindb_name": _Setting(_text, "mydb_admin"),
+    "admin_user": _Setting(_text, "mydbadmin"),
+    "pgpass_file": _Setting(_optional(_path), None),
+    "libpq_options": _Setting(_libpq, {}),
+    "database_url": _Setting(_optional(_url), None),
+    "connect_timeout": _Setting(_whole(1, 3600, "seconds"), 10),
+    "query_timeout": _Setting(_whole(1, 86_400, "seconds"), 60),
+    "site": _Setting(_optional(_text), None),
+    "textfile_mode": _Setting(_mode, 0o644),
+    "timezone": _Setting(_zone, "UTC"),
+    "db_timezone": _Setting(_zone, "UTC"),
+    "weekly_day": _Setting(_weekday, "Saturday"),
+    "window_hours": _Setting(_hours(0.01), 24),
+    "grace_hours": _Setting(_hours(0), 3),
+    "max_runtime_hours": _Setting(_hours(0.01), 12),
+    "policies": _Setting(_policies, {}),
+    "extra_jobs": _Setting(_table("expected job names and policies, such as {'offsite': 'Daily'}", _text), {}),
+    "dumps_kept_days": _Setting(_optional(_whole(1, 36_500, "days")), None),
+    "exceptions": _Setting(_exceptions, {}),
+    "error_patterns": _Setting(_patterns, []),
+    "success_patterns": _Setting(_patterns, []),
+    "allow_empty": _Setting(_flag, False),
+    "history_days": _Setting(_whole(0, 3660, "days"), 30),
+    "legacy_metrics": _Setting(_flag, False),
+}
+NAMES = tuple(_SETTINGS)
+"""Every setting, in the order of `mydb_config.example`."""

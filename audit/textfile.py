@@ -1,6 +1,6 @@
-"""Writing the textfiles that node_exporter reads (SPEC section 6).
+"""Writing the textfiles that node_exporter reads.
 
-A textfile is replaced in one step: whoever reads it sees the old one or the new one, whole.
+A textfile is replaced in one step: whoever reads it, or kills the audit, sees the old one or the new one, whole.
 """
 
 from __future__ import annotations
@@ -9,20 +9,16 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from audit.errors import AuditError
 
-_STALE_TEMPORARY = 3600
+STALE_AFTER = 3600
 """Seconds after which a temporary file that a killed audit left behind is removed."""
-_ATTEMPTED_SIZE = 64 * 1024
-
-
-def run_file(prometheus_file: Path) -> Path:
-    """The sibling that tells of the run itself: `backup_audit_run.prom` for `backup_audit.prom`."""
-    return prometheus_file.with_name(f"{prometheus_file.stem}_run.prom")
+_TRIED_SIZE = 64 * 1024
 
 
 def write(path: Path, content: bytes, mode: int) -> None:
@@ -33,7 +29,7 @@ def write(path: Path, content: bytes, mode: int) -> None:
         raise _not_written(path, error) from error
 
 
-def write_in_any_case(path: Path, content: bytes, mode: int) -> None:
+def overwrite(path: Path, content: bytes, mode: int) -> None:
     """As `write`, but where the file cannot be replaced, it is overwritten in place: for the run file, of which a
     stale `success 1` would be worse than half a file. Raises `AuditError`.
     """
@@ -48,13 +44,30 @@ def write_in_any_case(path: Path, content: bytes, mode: int) -> None:
             raise _not_written(path, error) from error
 
 
-def attempt(path: Path, mode: int) -> None:
+def try_out(path: Path, mode: int) -> None:
     """Try to write a textfile and leave nothing behind. Raises `AuditError` as `write` would."""
     try:
-        with _temporary(path, b"#" * _ATTEMPTED_SIZE, mode):
-            pass
+        with _temporary(path, b"#" * _TRIED_SIZE, mode):
+            if _is_protected(path):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def owner(path: Path) -> str | None:
+    """The name of the user to whom a file belongs; None if there is no such file."""
+    try:
+        return path.owner()
+    except KeyError:
+        return str(path.stat().st_uid)
+    except OSError:
+        return None
+
+
+def _is_protected(path: Path) -> bool:
+    """Whether this user may create files in the folder, but not replace this one: it is another's, in a sticky one."""
+    folder, user = path.parent.stat(), os.geteuid()
+    return path.exists() and bool(folder.st_mode & stat.S_ISVTX) and user not in (0, folder.st_uid, path.stat().st_uid)
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
@@ -91,7 +104,7 @@ def _remove_stale_temporaries(path: Path) -> None:
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp":
             with contextlib.suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > _STALE_TEMPORARY:
+                if time.time() - leftover.stat().st_mtime > STALE_AFTER:
                     leftover.unlink()
 
 
@@ -100,6 +113,7 @@ def _not_written(path: Path, error: OSError) -> AuditError:
         errno.ENOENT: f"create the folder {path.parent}",
         errno.ENOTDIR: f"{path.parent} must be a folder",
         errno.EACCES: f"let this user write to the folder {path.parent}",
+        errno.EPERM: "the folder is sticky and the file another user's: delete it, or name another folder",
         errno.EISDIR: "name a file, not a folder",
         errno.EINVAL: "name another file",
         errno.ENOSPC: "make room on its disk",
