@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
@@ -92,9 +91,6 @@ class Program:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._dismiss_guard()
-
-    def _dismiss_guard(self) -> None:
         if self._guard.poll() is None:
             self._guard.kill()
             self._guard.wait()
@@ -125,106 +121,63 @@ def find_program(name: str) -> Path | None:
 
 def promtool_check_metrics(promtool: Path, textfile: Path) -> str:
     """What `promtool check metrics` has to say about a textfile: nothing, if all is well."""
-    with textfile.open("rb") as exposition:
-        answer = subprocess.run(
-            [promtool, "check", "metrics"],
-            stdin=exposition,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-            timeout=60,
-        )
-    said = answer.stdout.decode("utf-8", "replace")
+    command: list[str | Path] = [promtool, "check", "metrics"]
+    answer = subprocess.run(command, input=textfile.read_bytes(), capture_output=True, check=False, timeout=60)
+    said = (answer.stdout + answer.stderr).decode("utf-8", "replace")
     return said if said or answer.returncode == 0 else f"promtool exits {answer.returncode}"
 
 
 def scrape_textfiles(node_exporter: Path, directory: Path, log: Path) -> str:
     """What a real node_exporter serves at /metrics when its textfile collector reads `directory`."""
-    address = f"127.0.0.1:{free_port()}"
-    command = [
-        str(node_exporter),
-        "--collector.disable-defaults",
-        "--collector.textfile",
-        f"--collector.textfile.directory={directory}",
-        "--web.disable-exporter-metrics",
-        f"--web.listen-address={address}",
-    ]
-    with Program(command, log) as exporter:
-        exporter.wait_until(lambda: _get(f"http://{address}/") is not None)
-        metrics = _get(f"http://{address}/metrics")
-        if metrics is None:
-            raise ProgramError(f"it serves no /metrics: {exporter.last_words()}")
-        return metrics
+    with textfile_exporter(node_exporter, directory, log) as address:
+        return _get(f"http://{address}/metrics").decode("utf-8")
 
 
-@contextmanager
-def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> Iterator[str]:
+def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> AbstractContextManager[str]:
     """A real node_exporter whose textfile collector reads `directory`; yields its address."""
-    address = f"127.0.0.1:{free_port()}"
-    command: list[str | Path] = [
-        node_exporter,
-        "--collector.disable-defaults",
-        "--collector.textfile",
-        f"--collector.textfile.directory={directory}",
-        "--web.disable-exporter-metrics",
-        f"--web.listen-address={address}",
-    ]
-    with _web_server(command, log, f"http://{address}/"):
-        yield address
+    collectors = ("--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={directory}")
+    return _web_server(log, "/", node_exporter, *collectors, "--web.disable-exporter-metrics")
 
 
-@contextmanager
-def prometheus_server(prometheus: Path, config: Path, data: Path, log: Path) -> Iterator[str]:
+def prometheus_server(prometheus: Path, config: Path, data: Path, log: Path) -> AbstractContextManager[str]:
     """A real Prometheus that keeps its samples in the folder `data`; yields its address."""
-    address = f"127.0.0.1:{free_port()}"
-    command: list[str | Path] = [
-        prometheus,
-        f"--config.file={config}",
-        f"--storage.tsdb.path={data}",
-        f"--web.listen-address={address}",
-    ]
-    with _web_server(command, log, f"http://{address}/-/ready"):
-        yield address
+    return _web_server(log, "/-/ready", prometheus, f"--config.file={config}", f"--storage.tsdb.path={data}")
 
 
-@contextmanager
-def alertmanager_server(alertmanager: Path, config: Path, data: Path, log: Path) -> Iterator[str]:
+def alertmanager_server(alertmanager: Path, config: Path, data: Path, log: Path) -> AbstractContextManager[str]:
     """A real Alertmanager, alone, that keeps its state in the folder `data`; yields its address."""
-    address = f"127.0.0.1:{free_port()}"
-    command: list[str | Path] = [
-        alertmanager,
-        f"--config.file={config}",
-        f"--storage.path={data}",
-        f"--web.listen-address={address}",
-        "--cluster.listen-address=",
-    ]
-    with _web_server(command, log, f"http://{address}/-/ready"):
-        yield address
+    options = (f"--config.file={config}", f"--storage.path={data}", "--cluster.listen-address=")
+    return _web_server(log, "/-/ready", alertmanager, *options)
 
 
 def ask(address: str, path: str, *parameters: tuple[str, str]) -> Any:
     """The JSON that a server answers. Raises `ProgramError` with its words if it answers with an error."""
     url = f"http://{address}{path}?{urlencode(parameters)}"
     try:
-        with build_opener(ProxyHandler({})).open(url, timeout=PATIENCE) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
+        return json.loads(_get(url))
+    except HTTPError as error:
         with error:
             raise ProgramError(f"{url}: {error.read().decode('utf-8', 'replace')}") from None
 
 
 @contextmanager
-def _web_server(command: Sequence[str | Path], log: Path, ready: str) -> Iterator[None]:
-    with Program(command, log) as server:
-        server.wait_until(lambda: _get(ready) is not None)
-        yield
+def _web_server(log: Path, ready: str, *command: str | Path) -> Iterator[str]:
+    """A server on a free port of the loopback; yields its address when it answers at the path `ready`."""
+    address = f"127.0.0.1:{free_port()}"
+
+    def answers() -> bool:
+        try:
+            return bool(_get(f"http://{address}{ready}"))
+        except URLError:
+            return False
+
+    with Program([*command, f"--web.listen-address={address}"], log) as server:
+        server.wait_until(answers)
+        yield address
 
 
-def _get(url: str) -> str | None:
+def _get(url: str) -> bytes:
     # without a proxy handler, which an environment of the machine might name even for the loopback
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=PATIENCE) as answer:
-            body: bytes = answer.read()
-    except urllib.error.URLError:
-        return None
-    return body.decode("utf-8")
+    with build_opener(ProxyHandler({})).open(url, timeout=PATIENCE) as answer:
+        body: bytes = answer.read()
+    return body
