@@ -13,7 +13,7 @@ LOWEST  := .venv-lowest
 AUDIT   := $(BIN)/python backup_audit.py --config demo/mydb_config.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick test-lowest lint format bench clean
+.PHONY: help venv demo test test-quick test-lowest lint format bench monitoring clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -51,6 +51,22 @@ format: $(DEV)  ## format the code
 
 bench: $(DEV)  ## measure the audit of a large site
 	$(BIN)/python bench/bench.py
+
+# Only the rules go to OUT itself, which Prometheus may load whole.
+MONITORING := alerts.yml:backup_audit.yml dashboard.json:grafana/dashboard.json \
+	alertmanager.example.yml:alertmanager/alertmanager.example.yml mail.tmpl:alertmanager/mail.tmpl
+
+# RUNBOOK and OUT come through the environment: whatever they hold, the shell only reads them.
+monitoring:  ## copy the alert rules, mails and dashboard: RUNBOOK=https://... OUT=FOLDER
+	@test -n "$$RUNBOOK" && test -n "$$OUT" || { \
+		echo 'usage: make monitoring RUNBOOK=https://wiki.example.org/backup-audit OUT=/etc/prometheus/rules' >&2; exit 2; }
+	@set -e; umask 022; mkdir -p "$$OUT/alertmanager" "$$OUT/grafana"; \
+	runbook=$$(printf '%s' "$$RUNBOOK" | sed 's/[&|\]/\\&/g'); \
+	for file in $(MONITORING); do \
+		copy=$$OUT/$${file#*:}; \
+		sed "s|https://runbook.example.org/README.md|$$runbook|g" monitoring/$${file%:*} >"$$copy"; \
+		echo "$$copy"; \
+	done
 
 clean:  ## delete all that can be made again, the virtual environments included
 	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis
