@@ -31,9 +31,14 @@ sys.path.insert(0, str(TOP))
 from admin_db import create_tables  # noqa: E402
 from tests.postgres import ADMIN_USER, Database, Server, installations, started_server  # noqa: E402
 
-LARGE, WIDE, SHORT = "2000x1500", "10000x365", "2000x300"
+LARGE, MANY, SHORT = "2000x1500", "10000x365", "2000x300"
 """The sites of the targets: so many containers, so many days of history."""
-QUICK_SITES = "300x40,100x60"
+WIDE, LONG = "2000x1500-wide", "15x30-long"
+"""The large site with documents of 20 kB instead of some kilobytes; a small one with messages of 1.1 MB."""
+ALL_SITES = ",".join((LARGE, MANY, SHORT, WIDE, LONG))
+QUICK_SITES = "300x40,100x60-wide,5x30-long"
+PARTS = {"wide": 24}
+"""How many parts of each kind a document has; else 3."""
 
 STATES = ("calm", "ordinary", "outage")
 """Each but the first is made of the one before, by the script of its name."""
@@ -94,7 +99,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise of the specification, and what was measured in each case."""
+    """A target, and what was measured in each case."""
 
     text: str
     index: str
@@ -117,15 +122,15 @@ def targets(results: Sequence[Result]) -> list[Target]:
     """The targets of all that was measured."""
     found = []
     audits = [each for each in results if each.program == "audit"]
-    for index, limits in (("with", (4, 12, 1.15)), ("without", (5.5, 12, 1.6))):
-        large, wide, short = (
+    for index, limits in (("with", (4, 12, 1.15)), ("without", (5.5, 14, 1.6))):
+        large, many, short = (
             {each.state: each for each in audits if (each.site.name, each.index) == (site, index)}
-            for site in (LARGE, WIDE, SHORT)
+            for site in (LARGE, MANY, SHORT)
         )
         growth = {state: large[state].median / short[state].median for state in large.keys() & short.keys()}
         found += [
             Target(f"{LARGE} / imports", index, limits[0], "x", {state: each.ratio for state, each in large.items()}),
-            Target(f"{WIDE} / imports", index, limits[1], "x", {state: each.ratio for state, each in wide.items()}),
+            Target(f"{MANY} / imports", index, limits[1], "x", {state: each.ratio for state, each in many.items()}),
             Target(f"{LARGE} / {SHORT}", index, limits[2], "x", growth),
         ]
     for name in HISTORY:
@@ -137,7 +142,7 @@ def targets(results: Sequence[Result]) -> list[Target]:
     peaks = {case: each.peak for case, each in cases.items()}
     selects: dict[str, float] = {case: each.selects for case, each in cases.items()}
     found.append(Target("every audit, peak memory", "both", 150, "MB", peaks))
-    found.append(Target("every audit, SELECT statements", "both", 6, "", selects))
+    found.append(Target("every audit, SELECT statements", "both", 7, "", selects))
     return [target for target in found if target.measured]
 
 
@@ -169,11 +174,15 @@ def server_of_our_own() -> Iterator[Server]:
 
 def fill(server: Server, name: str, folder: Path) -> Site:
     """A new database with a calm site."""
-    containers, days = name.split("x")
-    database = server.create_database(f"site_{name}")
+    size, _, kind = name.partition("-")
+    containers, days = size.split("x")
+    database = server.create_database(f"site_{name}".replace("-", "_"))
     create_tables(database.engine)
     database.engine.dispose()
-    database.psql(BENCH / "fill.sql", f"--set=containers={containers}", f"--set=days={days}")
+    variables = {"containers": containers, "days": days, "parts": PARTS.get(kind, 3)}
+    database.psql(BENCH / "fill.sql", *(f"--set={key}={value}" for key, value in variables.items()))
+    if kind == "long":
+        database.psql(BENCH / "long_messages.sql")
     site = Site(name, database, folder / name, rows=database.execute("SELECT count(*) FROM backups")[0][0])
     site.folder.mkdir()
     settings = {**database.settings, "prometheus_file": "backup_audit.prom"}
@@ -322,14 +331,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and tell; returns the exit status."""
     parser = argparse.ArgumentParser(description="Measure the audit of large sites.")
     add = parser.add_argument
-    add("--sites", metavar="LIST", help=f"containers x days, with commas between (default: {LARGE},{WIDE},{SHORT})")
+    add("--sites", metavar="LIST", help=f"containers x days, with commas between (default: {ALL_SITES})")
     add("--state", choices=STATES, action="append", help="only sites in this state (default: all three)")
     add("--runs", type=int, metavar="N", help="measurements of each program (default: 5)")
     add("--quick", action="store_true", help="tiny sites, one run: shows that everything works, measures nothing")
     options = parser.parse_args(argv)
-    names = (options.sites or (QUICK_SITES if options.quick else f"{LARGE},{WIDE},{SHORT}")).split(",")
+    names = (options.sites or (QUICK_SITES if options.quick else ALL_SITES)).split(",")
     runs = options.runs or (1 if options.quick else 5)
-    if runs < 1 or not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", name) for name in names):
+    if runs < 1 or not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*(-wide|-long)?", name) for name in names):
         parser.error("--sites is a list such as 2000x1500,2000x300, --runs at least 1")
     try:
         with tempfile.TemporaryDirectory(prefix="backup-audit-bench-") as folder, server_of_our_own() as server:

@@ -1,6 +1,6 @@
 -- Fills the four empty tables with a site of :containers active containers and :days nights of backups.
 --
--- Run by bench.py through psql. 70 % of the containers are Daily, 20 % Weekly (Saturdays), 10 % Never. The
+-- Run by bench.py through psql. A document has :parts of each kind: 3 make some kilobytes, 24 about 20. 70 % of the containers are Daily, 20 % Weekly (Saturdays), 10 % Never. The
 -- last night began eight hours before the server's present clock, and all of its runs have ended: every
 -- container is fine. Rows are inserted in the order of time, so ids grow with it, and the starts and ends
 -- of a night are interleaved.
@@ -98,7 +98,7 @@ CROSS JOIN LATERAL (
         jsonb_agg(jsonb_build_object(
             'Type', 'bind', 'Source', '/mydb/dbs/' || c.name || '/' || md5(c.name || i), 'Destination', '/var/lib/' || i,
             'Mode', '', 'RW', true, 'Propagation', 'rprivate')) AS mounts
-    FROM generate_series(1, 24) AS i
+    FROM generate_series(1, :parts) AS i
 ) AS parts;
 
 INSERT INTO container_state (c_id, name, state, last_state, observerd, changed_by, ts)
