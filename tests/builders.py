@@ -1,7 +1,7 @@
 """Sites in a few lines: rows of the admin database, a configuration for it, and the audit run on it.
 
 Tests say `site.container('sales', 'Daily')` and `site.run(c_id, '2026-03-13 18:07', '2026-03-13 18:30')`;
-the rows are written by `admin_db`'s own routines.
+most rows are written by `admin_db`'s own routines.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from sqlalchemy.orm import Session
 
 import admin_db
 from models import BackupLog, ContainerRow
+from tests.db4sci import SECRET, document
 from tests.postgres import Database
 
 TOP = Path(__file__).resolve().parent.parent
 """Where `backup_audit.py` stands."""
 
 NOW = datetime(2026, 3, 14, 7, 0, tzinfo=timezone.utc)
-"""The moment of the audit where a test does not say another (`--at`); a Saturday, as in SPEC section 2."""
+"""The moment of the audit where a test does not say another (`--at`); a Saturday, as in docs/rules.md."""
 
 CREATED = datetime(2025, 1, 15, 9, 30)
 """The creation of a container where a test does not say another (naive UTC, as in `containers.ts`)."""
-
-SECRET = "Tr0ub4dor&3"
-"""Stands wherever a site has a password in `containers.data` or `backups.command`: it must never come out."""
 
 UNSET: Final = object()
 
@@ -46,11 +44,6 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 def series(metric: str, **labels: str) -> Sample:
     """The key of a sample in what `Site.samples` returns."""
     return metric, frozenset(labels.items())
-
-
-def moment(when: datetime | str) -> datetime:
-    """A datetime, from one or from text such as `2026-03-13 18:07`."""
-    return datetime.fromisoformat(when) if isinstance(when, str) else when
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,10 @@ class Site:
         when = None if created is None else _naive(created, timezone.utc)
         with self.session() as session:
             if metadata:
-                c_id = _add_container(session, c_id, name, data, when)
+                row = ContainerRow(id=c_id, name=name, data=data, ts=when)
+                session.add(row)
+                session.flush()
+                c_id = row.id
             if c_id is None:
                 raise ValueError("a container without metadata needs a c_id")
             if active:
@@ -158,24 +154,15 @@ class Site:
         `error` goes to the last of these rows, or to the first with `error_at_start`, as version 1 has
         it; `message` is the `err_msg` of a row without error. Naive times are the host's local time.
         """
-        start = _naive(started, self.zone)
-        backup_id = f"{start:%Y%m%d-%H:%M:%S}" if backup_id is None else backup_id
-        rows = [("start", start)] + ([("end", _naive(ended, self.zone))] if ended is not None else [])
-        at_fault = rows[0] if error_at_start else rows[-1]
+        times = {"start": _naive(started, self.zone)} | ({"end": _naive(ended, self.zone)} if ended else {})
+        backup_id = f"{times['start']:%Y%m%d-%H:%M:%S}" if backup_id is None else backup_id
+        name = self.names.get(c_id) if name is UNSET else name
+        at_fault = "start" if error_at_start else list(times)[-1]
+        more = {"url": f"s3://site-backups/{c_id}/{backup_id}", "command": f"mariadb-dump -u root -p{SECRET}"}
         with self.session() as session:
-            for row in rows:
-                admin_db.log_backup(
-                    session,
-                    c_id,
-                    self.names.get(c_id) if name is UNSET else name,
-                    row[0],
-                    backup_id,
-                    row[1],
-                    backup_type=type,
-                    url=f"s3://site-backups/{c_id}/{backup_id}",
-                    command=f"mariadb-dump -u root -p{SECRET} --single-transaction",
-                    err_msg=error if error and row is at_fault else message,
-                )
+            for state, ts in times.items():
+                said = error if error and state == at_fault else message
+                admin_db.log_backup(session, c_id, name, state, backup_id, ts, backup_type=type, err_msg=said, **more)
         return backup_id
 
     def row(self, **columns: Any) -> int:
@@ -216,14 +203,9 @@ class Site:
     ) -> subprocess.CompletedProcess[str]:
         """Run `backup_audit.py` as cron would; `env` is added to the environment, `options` are subprocess.run's."""
         command = [sys.executable, str(TOP / "backup_audit.py"), *self._arguments(argv)]
-        defaults: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 120}
-        defaults |= {"cwd": self.folder, "encoding": "utf-8"}
-        return subprocess.run(
-            command,
-            env={**os.environ, **(env or {})},
-            check=False,
-            **{**defaults, **options},
-        )
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 120}
+        given |= {"cwd": self.folder, "encoding": "utf-8", **options}
+        return subprocess.run(command, env={**os.environ, **(env or {})}, check=False, **given)
 
     def _arguments(self, argv: tuple[str | Path, ...]) -> list[str]:
         words = [str(word) for word in argv]
@@ -248,98 +230,9 @@ def parse_samples(exposition: str) -> dict[Sample, float]:
     return samples
 
 
-def document(
-    name: str | None,
-    policy: Any = "Daily",
-    *,
-    engine: str = "Postgres",
-    owner: str | None = "ada",
-    contact: str | None = "ada@example.org",
-    version: int = 2,
-) -> dict[str, Any]:
-    """`containers.data` as DB4Sci writes it, passwords included; a value of None leaves its key out."""
-    form = _docker_inspect if version == 1 else _swarm_service
-    return form(name, policy, engine, owner, contact)
-
-
-def _docker_inspect(
-    name: str | None, policy: Any, engine: str, owner: str | None, contact: str | None
-) -> dict[str, Any]:
-    info = {
-        "Name": name,
-        "dbengine": engine,
-        "DBaaS_UUID": "6f1c1f0e",
-        "DB_USER": name,
-        "DB_PASS": SECRET,
-        "Port": 32042,
-        "OWNER": owner,
-        "CONTACT": contact,
-        "BACKUP_FREQ": policy,
-    }
-    return {
-        "Id": "0d6ae7a5c3f1" * 5,
-        "Created": "2025-01-15T09:30:00.123456789Z",
-        "Name": f"/{name}",
-        "State": {"Status": "running", "Running": True, "ExitCode": 0, "Error": ""},
-        "Config": {
-            "Hostname": "0d6ae7a5c3f1",
-            "Env": ["POSTGRES_USER=pgdba", f"POSTGRES_PASSWORD={SECRET}", "PGDATA=/var/lib/postgresql/data"],
-            "Image": f"{engine.lower()}:12",
-            "Labels": _given({"OWNER": owner, "CONTACT": contact, "BACKUP_FREQ": policy}),
-        },
-        "HostConfig": {"RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0}},
-        "Info": _given(info),
-    }
-
-
-def _swarm_service(
-    name: str | None, policy: Any, engine: str, owner: str | None, contact: str | None
-) -> dict[str, Any]:
-    labels = {"owner": owner, "contact": contact, "backup_freq": policy}
-    return {
-        "ID": "k3ozb0v5q8xw1c2n7m4p9t6sy",
-        "Version": {"Index": 8142},
-        "CreatedAt": "2025-01-15T09:30:00.123456789Z",
-        "Spec": {
-            "Name": name,
-            "Labels": {},
-            "TaskTemplate": {
-                "ContainerSpec": {
-                    "Image": f"{engine.lower()}:16",
-                    "Env": ["POSTGRES_USER=pgdba", f"POSTGRES_PASSWORD={SECRET}"],
-                }
-            },
-            "EndpointSpec": {"Ports": [{"Protocol": "tcp", "TargetPort": 5432, "PublishedPort": 32042}]},
-        },
-        "Info": {
-            "Name": name,
-            "dbengine": engine,
-            "POSTGRES_PASSWORD": SECRET,
-            "Port": 32042,
-            "labels": _given(labels),
-        },
-    }
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _add_container(session: Session, c_id: int | None, name: str | None, data: Any, ts: datetime | None) -> int:
-    if c_id is None and ts is not None:
-        return admin_db.add_container(session, name, data, ts).id
-    row = (
-        ContainerRow(name=name, data=data, ts=ts)
-        if c_id is None
-        else ContainerRow(id=c_id, name=name, data=data, ts=ts)
-    )
-    session.add(row)
-    session.flush()
-    return row.id
-
-
 def _naive(when: datetime | str, zone: tzinfo) -> datetime:
-    when = moment(when)
+    """A time as a zone's clock shows it; naive ones, and text such as `2026-03-13 18:07`, are that already."""
+    when = datetime.fromisoformat(when) if isinstance(when, str) else when
     return when if when.tzinfo is None else when.astimezone(zone).replace(tzinfo=None)
 
 

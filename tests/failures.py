@@ -1,4 +1,4 @@
-"""What every failure has in common (SPEC section 6), and what makes an audit fail."""
+"""What every failure of an audit has in common, and what makes an audit fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.builders import SECRET, Result, Site, series
+from tests.builders import Result, Site, series
+from tests.db4sci import SECRET
 from tests.postgres import Database
 
 LAST_GOOD = b"# the last good audit\n"
@@ -50,7 +51,6 @@ def failure(site: Site, *argv: str | Path, publishes: bool = True, process: dict
         assert after.pop(f"textfiles/{site.runfile.name}")
         assert site.samples(site.runfile)[SUCCESS] == 0
     assert after == before
-
     debug = audit(*argv, "--debug")
     assert (debug.status, debug.out) == (3, "")
     assert "Traceback (most recent call last)" in debug.err

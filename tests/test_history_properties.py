@@ -1,4 +1,4 @@
-"""Properties of the past (SPEC section 9), against the verdicts of the audit, asked again every five minutes.
+"""Properties of the past (docs/rules.md, "History"), against the verdicts of the audit, asked again every five minutes.
 
 All moments of a case lie on a grid of five minutes, and so do the midnights of all zones: what holds at a moment of
 the grid holds up to the next one, and nothing is lost by asking at these moments only.
@@ -6,15 +6,13 @@ the grid holds up to the next one, and nothing is lost by asking at these moment
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
-from itertools import groupby, pairwise
-from statistics import median
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
-import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from audit.history import (
@@ -25,13 +23,13 @@ from audit.history import (
     last_days,
     look_back,
     parse_period,
-    suspicious_duration,
-    typical_duration,
 )
-from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Outcome, Rules, Run, Verdict, judge
+from audit.messages import Meaning, Said
+from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Outcome, Rules, Run, Verdict, due_at, judge, newest_first
 
 GRID = timedelta(minutes=5)
-NOTHING, SECOND = timedelta(0), timedelta(seconds=1)
+NOTHING = timedelta(0)
+ERROR, FINE = Said(Meaning.ERROR, "pg_dump: error: query failed"), Said(Meaning.FINE, None)
 CLOCK_CHANGES = [
     ("UTC", "2026-03-14 00:00"),
     ("Europe/Berlin", "2026-03-29 01:00"),
@@ -78,8 +76,6 @@ def cases(draw: st.DrawFn) -> Case:
         grace=draw(st.sampled_from([NOTHING, HOUR, 6 * HOUR])),
         max_runtime=draw(hours),
         policies={"Often": 8 * HOUR, "Monthly": 744 * HOUR},
-        error_pattern=re.compile("unused"),
-        success_pattern=re.compile("unused"),
     )
     period = last_days(draw(st.integers(1, 3)), around + draw(steps(2 * 288)), zone)
     if draw(st.booleans()):
@@ -91,11 +87,12 @@ def cases(draw: st.DrawFn) -> Case:
     for number in range(draw(st.integers(0, 8))):
         started, took = draw(moments), draw(steps(12) | steps(480))
         ended = None if started + took > end or draw(st.integers(0, 4)) == 0 else started + took
-        error = "pg_dump: error" if ended and draw(st.integers(0, 3)) == 0 else None
-        run = Run(started, str(draw(st.integers(0, 3))) + str(number), "Daily", ended, error)
+        said = ERROR if ended and draw(st.integers(0, 3)) == 0 else FINE
+        run = Run(started, str(draw(st.integers(0, 3))) + str(number), "Daily", ended, said)
         whole = ended is None or draw(st.integers(0, 4)) > 0
         runs.append(run if whole else run._replace(started=ended or started, start_logged=False))
     created = draw(st.none() | moments | st.sampled_from([end - 400 * DAY, end + DAY]))
+    period = replace(period, log_begins=draw(st.none() | moments | st.just(end - 300 * DAY)))
     policy = draw(st.sampled_from(["Daily", "Weekly", "Often", " monthly "]))
     return Case(Container(7, "sales", policy, created=created, deleted=draw(st.booleans())), runs, period, rules)
 
@@ -107,7 +104,7 @@ def as_seen(run: Run, now: datetime) -> Run | None:
     """A run as the log showed it at a moment."""
     if run.started > now:
         return None
-    return run if run.ended is None or run.ended <= now else run._replace(ended=None, error=None)
+    return run if run.ended is None or run.ended <= now else run._replace(ended=None, said=FINE)
 
 
 def verdict_at(case: Case, now: datetime) -> Verdict:
@@ -117,78 +114,86 @@ def verdict_at(case: Case, now: datetime) -> Verdict:
 
 def counted(case: Case) -> list[datetime]:
     """The moments of the grid that count."""
-    start, end = case.period.start, case.period.end
-    if case.container.created is not None and case.container.created <= (case.period.now or end):
-        start = max(start, case.container.created)
+    start, end = max(case.period.start, known(case) or LONG_AGO), case.period.end
     if case.container.deleted:
         end = max((run.ended or run.started for run in case.runs), default=start)
     return [start + number * GRID for number in range(max(0, (end - start) // GRID))]
 
 
-def is_covered(verdict: Verdict) -> bool:
-    return verdict.due is not None and verdict.now < verdict.due + verdict.rules.grace
+def known(case: Case) -> datetime | None:
+    """From when on the log proves anything of the container; None if nothing says so."""
+    created = case.container.created
+    if created and created > (case.period.now or case.period.end):
+        created = None
+    return max((moment for moment in (created, case.period.log_begins) if moment), default=None)
 
 
-def base_of(verdict: Verdict) -> datetime | None:
-    if verdict.last_success:
-        return verdict.last_success.started
-    created = verdict.container.created
-    return created if created and created <= verdict.now else None
+def is_covered(verdict: Verdict, case: Case) -> bool:
+    base = base_of(verdict, case)
+    return base is not None and verdict.now < due_at(verdict.policy, base, case.rules) + case.rules.grace
+
+
+def base_of(verdict: Verdict, case: Case) -> datetime | None:
+    """The newest success, or the moment from which the container is known: what was before does not count."""
+    started = verdict.last_success.started if verdict.last_success else None
+    return max((moment for moment in (started, known(case)) if moment), default=None)
 
 
 def bad_runs(case: Case) -> list[Run]:
-    outcomes = ((run, run.outcome(case.period.end, case.rules.max_runtime)) for run in sorted(case.runs))
+    end = case.period.end
+    if case.container.deleted:
+        end = max((max(run.started, run.ended or run.started) for run in case.runs), default=case.period.start)
+    verdict = judge(case.container, case.runs, min(end, case.period.end), case.rules)
+    outcomes = ((run, verdict.outcome(run)) for run in reversed(newest_first(case.runs)))
     return [run for run, outcome in outcomes if outcome in (Outcome.FAILED, Outcome.STALLED)]
 
 
 @given(cases())
-def test_a_container_was_covered_when_its_verdict_said_so(case: Case) -> None:
+@settings(max_examples=150)
+def test_the_past_is_what_the_verdicts_of_its_moments_say(case: Case) -> None:
+    history, period = case.history(), case.period
     verdicts = [verdict_at(case, moment) for moment in counted(case)]
-    uncovered = [verdict.now for verdict in verdicts if not is_covered(verdict)]
-    history, container = case.history(), case.container
+    uncovered = [verdict.now for verdict in verdicts if not is_covered(verdict, case)]
     assert history.counted == len(verdicts) * GRID
     assert history.covered == (len(verdicts) - len(uncovered)) * GRID
-    assert history.uncovered == sum((stretch.end - stretch.start for stretch in history.stretches), NOTHING)
-    assert [moment for moment in uncovered if not any(s.start <= moment < s.end for s in history.stretches)] == []
-    assert all(one.end < other.start for one, other in pairwise(history.stretches))
-    ratio = (len(verdicts) - len(uncovered)) / len(verdicts) if verdicts else None
-    assert history.ratio == ratio
-    bases = [base_of(verdict) for verdict in verdicts]
+    assert history.ratio == ((len(verdicts) - len(uncovered)) / len(verdicts) if verdicts else None)
+    bases = [base_of(verdict, case) for verdict in verdicts]
     ages = [verdict.now + GRID - base for verdict, base in zip(verdicts, bases, strict=True) if base]
     assert history.worst_age == (max(ages) if verdicts and None not in bases else None)
-    if not container.deleted:
-        assert history.status is verdict_at(case, case.period.end).status
-        if case.period.now == case.period.end:
-            assert covered_ratio(container, case.runs, case.period.start, case.period.end, case.rules) == ratio
+    if not case.container.deleted:
+        assert history.verdict.status is verdict_at(case, period.end).status
+        if period.now == period.end:
+            bounds = period.start, period.end
+            ratio = covered_ratio(case.container, case.runs, *bounds, case.rules, log_begins=period.log_begins)
+            assert ratio == history.ratio
+    the_days_agree(case, history, uncovered)
+    the_stretches_agree(case, history, uncovered)
 
 
-@given(cases())
-def test_a_day_is_what_the_verdicts_of_its_moments_say(case: Case) -> None:
-    zone, verdicts = case.rules.zone, [verdict_at(case, moment) for moment in counted(case)]
-    outcomes, lost = {}, {}
-    for day, some in groupby(verdicts, lambda verdict: verdict.now.astimezone(zone).date()):
-        uncovered = [verdict for verdict in some if not is_covered(verdict)]
-        bad = any(
-            run.started.astimezone(zone).date() == day and case.period.start <= run.started < case.period.end
-            for run in bad_runs(case)
-        )
-        outcomes[day] = DayOutcome.OK if not uncovered else DayOutcome.FAILED if bad else DayOutcome.NONE
-        lost[day] = len(uncovered) * GRID
-    history, days = case.history(), [day.date for day in case.period.days]
-    found = dict(zip(days, history.outcomes, strict=False))
-    assert {day: outcome for day, outcome in found.items() if outcome is not DayOutcome.BEFORE} == outcomes
-    assert {day: dict(zip(days, history.uncovered_by_day, strict=False))[day] for day in outcomes} == lost
+def the_days_agree(case: Case, history: ContainerHistory, uncovered: list[datetime]) -> None:
+    zone, days = case.rules.zone, [day.date for day in case.period.days]
+    dates = {moment.astimezone(zone).date() for moment in counted(case)}
+    lost = Counter(moment.astimezone(zone).date() for moment in uncovered)
+    bad = {run.started.astimezone(zone).date() for run in bad_runs(case) if case.period.place(run.started) is not None}
+    found = dict(zip(days, zip(history.outcomes, history.uncovered_by_day, strict=True), strict=False))
+    assert {day for day, (outcome, _) in found.items() if outcome is not DayOutcome.BEFORE} == dates
+    for day in dates:
+        outcome = DayOutcome.OK if not lost[day] else DayOutcome.FAILED if day in bad else DayOutcome.NONE
+        assert found[day] == (outcome, lost[day] * GRID)
     assert sorted(history.outcomes, key=lambda outcome: outcome is not DayOutcome.BEFORE) == list(history.outcomes)
     assert case.container.deleted or len(history.outcomes) == len(days)
 
 
-@given(cases())
-def test_a_stretch_names_the_bad_runs_since_the_last_good_backup(case: Case) -> None:
-    for stretch in case.history().stretches:
+def the_stretches_agree(case: Case, history: ContainerHistory, uncovered: list[datetime]) -> None:
+    stretches = history.stretches
+    assert history.uncovered == sum((stretch.end - stretch.start for stretch in stretches), NOTHING)
+    assert [moment for moment in uncovered if not any(one.start <= moment < one.end for one in stretches)] == []
+    assert all(one.end < other.start for one, other in pairwise(stretches))
+    for stretch in stretches:
         verdict = verdict_at(case, stretch.start)
-        assert verdict.due
-        base = verdict.last_success.started if verdict.last_success else base_of(verdict) or LONG_AGO
-        recent = stretch.start - (verdict.due + case.rules.grace - base)  # a run since then would have covered it
+        base = base_of(verdict, case) or LONG_AGO
+        due = due_at(verdict.policy, base, case.rules)
+        recent = stretch.start - (due + case.rules.grace - base)  # a run since then would have covered it
         assert stretch.runs == tuple(run for run in bad_runs(case) if recent <= run.started < stretch.end)
         assert base <= recent or base == LONG_AGO
 
@@ -210,33 +215,3 @@ def test_the_days_of_a_period_follow_each_other_without_a_gap(zone: ZoneInfo, no
         assert day.start < day.end
         assert place == 0 or day.start == datetime.combine(day.date, time(), zone).astimezone(UTC)
         assert period.place(day.start) == period.place(day.end - timedelta.resolution) == place
-
-
-# --- Durations -----------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 10_000), max_size=12))
-def test_the_typical_duration_is_the_median_of_five_or_more_before_the_last(seconds: list[int]) -> None:
-    since, count = datetime(2026, 3, 1, tzinfo=UTC), len(seconds)
-    runs = [Run(since + place * DAY, "", "", since + place * DAY + took * SECOND) for place, took in enumerate(seconds)]
-    runs += [run._replace(backup_id="failed", error="x", ended=run.started) for run in runs]
-    runs += [
-        Run(since - GRID, "before", "", since),
-        Run(since + GRID, "end only", "", since + GRID, start_logged=False),
-    ]
-    expected = median(seconds[:-1]) * SECOND if count > 5 else None
-    assert typical_duration(reversed(runs), since) == expected
-
-
-@pytest.mark.parametrize(
-    ("took", "typical", "suspicious"),
-    [
-        *((59.999, 600, True), (60, 600, False), (6000, 600, False), (6000.001, 600, True), (0, 60, True)),
-        *((0, 59.999, False), (5.999, 60, True), (6, 60, False), (None, 600, False), (60, None, False)),
-    ],
-)
-def test_suspicious_is_less_than_a_tenth_of_a_typical_minute_or_more_or_ten_times_as_much(
-    took: float | None, typical: float | None, suspicious: bool
-) -> None:
-    durations = [None if seconds is None else seconds * SECOND for seconds in (took, typical)]
-    assert suspicious_duration(*durations) is suspicious

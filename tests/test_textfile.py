@@ -1,51 +1,52 @@
-"""The two textfiles: replaced in one step, whatever happens, with their permissions (SPEC section 6)."""
+"""The two textfiles: replaced in one step, whatever happens, with their permissions."""
 
 from __future__ import annotations
 
 import os
-import random
-import resource
-import shutil
+import pwd
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.builders import TOP, Site, parse_samples, series
+from audit import textfile
+from audit.errors import AuditError
+from tests.builders import TOP, Result, Site
 from tests.failures import (
     LAST_GOOD,
-    SUCCESS,
-    as_result,
-    assert_complaint,
     assert_not_done,
-    database_of,
-    failure,
     files,
     fill_disk,
-    locked_log,
-    meanwhile,
     published,
     small_disk,
-    unprivileged,
-    wait_until,
-    waiting_backends,
 )
 
+MODE = 0o644
+WAYS: dict[str, Callable[[Path], None]] = {
+    "write": lambda path: textfile.write(path, b"new\n", MODE),
+    "overwrite": lambda path: textfile.overwrite(path, b"new\n", MODE),
+    "try_out": lambda path: textfile.try_out(path, MODE),
+}
+every_way = pytest.mark.parametrize("way", WAYS)
 
-@pytest.fixture
-def auditable(sqlite_site: Site) -> Site:
-    """A site whose audit succeeds with a critical verdict, but for where the textfile is to go."""
-    sqlite_site.container()
-    sqlite_site.config()
-    return sqlite_site
+
+def problem(way: str, path: Path) -> str:
+    """What is wrong with a way to write; nothing if it works. Where it fails, it leaves nothing behind."""
+    before = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    try:
+        WAYS[way](path)
+    except AuditError as error:
+        left, said = sorted(path.parent.iterdir()) if path.parent.is_dir() else [], str(error)
+    else:
+        return ""
+    assert left == before
+    return said
 
 
 # --- Permissions ---------------------------------------------------------------------------------------
@@ -60,122 +61,115 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-@pytest.mark.parametrize("mask", [0o077, 0o027, 0o000, 0o777], ids=oct)
-@pytest.mark.parametrize("mode", [None, 0o640, 0o664], ids=str)
-def test_the_files_have_their_mode_whatever_the_umask(auditable: Site, mask: int, mode: int | None) -> None:
-    auditable.config(textfile_mode=mode)
-    for _ in range(2):  # made, and replaced
-        with umask(mask):
-            auditable.audit("-q")
-        for path in (auditable.textfile, auditable.runfile):
-            assert stat.S_IMODE(path.stat().st_mode) == (mode or 0o644)
+@pytest.mark.parametrize("mask", [0o077, 0o000, 0o777], ids=oct)
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o664], ids=oct)
+def test_a_file_has_its_mode_whatever_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    path = tmp_path / "audit.prom"
+    for write in (textfile.write, textfile.overwrite):
+        for content in (b"made\n", b"replaced\n"):
+            with umask(mask):
+                write(path, content, mode)
+            assert (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (mode, content)
             path.chmod(0o600)
-    auditable.config(textfile_mode=mode, database_url="sqlite:////nowhere/x.db")
-    with umask(mask):
-        assert auditable.audit().status == 3
-    assert stat.S_IMODE(auditable.runfile.stat().st_mode) == (mode or 0o644), "of a failed run as well"
 
 
 # --- Where the files go ----------------------------------------------------------------------------------
 
 
-def test_where_the_files_go(auditable: Site) -> None:
-    auditable.config(prometheus_file=str(auditable.textfile.parent / "other.name.prom"))
-    auditable.audit("-q")
-    assert files(auditable) == ["other.name.prom", "other.name_run.prom"]
-    folder = auditable.folder / "missing"
-    auditable.config(prometheus_file=str(folder / "audit.prom"))
-    problem = f"backup_audit: cannot write {folder / 'audit.prom'} "
-    said = failure(auditable, publishes=False)
-    assert said == f"{problem}(No such file or directory): create the folder {folder}\n"
+def test_both_files_are_where_and_as_the_configuration_says(sqlite_site: Site) -> None:
+    sqlite_site.container()
+    sqlite_site.config(prometheus_file=str(sqlite_site.textfile.parent / "other.name.prom"), textfile_mode=0o664)
+    assert sqlite_site.audit("-q") == Result(2, "", "")
+    assert files(sqlite_site) == ["other.name.prom", "other.name_run.prom"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in sqlite_site.textfile.parent.iterdir()} == {0o664}
+
+
+@every_way
+def test_a_folder_that_is_missing(tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "missing"
+    path = folder / "audit.prom"
+    assert problem(way, path) == f"cannot write {path} (No such file or directory): create the folder {folder}"
     folder.write_text("", encoding="utf-8")
-    assert failure(auditable, publishes=False) == f"{problem}(Not a directory): {folder} must be a folder\n"
+    assert problem(way, path) == f"cannot write {path} (Not a directory): {folder} must be a folder"
 
 
-@pytest.mark.parametrize("mode", [0o555, 0o444, 0o666, 0o000], ids=oct)
-def test_a_folder_that_is_not_writable(auditable: Site, mode: int) -> None:
-    folder = auditable.textfile.parent
-    auditable.textfile.write_bytes(LAST_GOOD)
-    folder.chmod(mode)
-    try:
-        result = as_result(auditable.process(**unprivileged()))
-    finally:
-        folder.chmod(0o755)
-    assert (result.status, result.out) == (3, "")
-    problem = f"cannot write {auditable.textfile} (Permission denied)"
-    assert result.err == f"backup_audit: {problem}: let this user write to the folder {folder}\n"
-    assert files(auditable) == [auditable.textfile.name]
-    assert auditable.textfile.read_bytes() == LAST_GOOD
-
-
+@every_way
 @pytest.mark.parametrize("kind", ["folder", "fifo", "device"])
-@pytest.mark.parametrize("of", ["textfile", "runfile"])
-def test_what_is_not_a_regular_file_is_never_replaced(auditable: Site, of: str, kind: str) -> None:
-    path: Path = getattr(auditable, of)
+def test_what_is_not_a_regular_file_is_never_replaced(tmp_path: Path, kind: str, way: str) -> None:
+    path = tmp_path / "audit.prom"
     if kind == "folder":
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    else:  # a link, since making a device takes root; the audit follows it to see what it is
+    else:  # a link, since making a device takes root
         path.symlink_to("/dev/null")
     before = path.lstat()
-    result = auditable.audit()
-    assert result.status == 3
-    assert result.err.startswith(f"backup_audit: cannot write {path} (")
-    assert_complaint(result.err)
+    reason = (
+        "Is a directory): name a file, not a folder" if kind == "folder" else "not a regular file): name another file"
+    )
+    assert problem(way, path) == f"cannot write {path} ({reason}"
     assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
-    if of == "textfile":
-        assert auditable.samples(auditable.runfile)[SUCCESS] == 0
 
 
-def test_an_output_that_cannot_be_written(auditable: Site) -> None:
-    for target in ("missing/audit.prom", ".", "textfiles", "/dev/null", "/dev/full"):
-        path = auditable.folder / target
-        said = failure(auditable, "--output", path, publishes=False)
-        assert f"cannot write {path} (" in said
-        assert said.rpartition("): ")[2].startswith("create the folder" if "missing" in target else "name ")
+def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+    path, target = tmp_path / "audit.prom", tmp_path / "elsewhere.prom"
+    for content in (None, b"of somebody\n"):  # a dangling link, and a good one
+        if content:
+            target.write_bytes(content)
+        path.symlink_to(target)
+        textfile.write(path, b"new\n", MODE)
+        assert (path.is_symlink(), path.read_bytes()) == (False, b"new\n")
+        assert not target.exists() if content is None else target.read_bytes() == content
+        path.unlink()
 
 
-def test_a_link_to_a_file_is_replaced(auditable: Site) -> None:
-    target = auditable.folder / "elsewhere.prom"
-    for _ in range(2):  # a dangling link, and a good one
-        auditable.textfile.symlink_to(target)
-        assert auditable.audit("-q").status == 2
-        assert not auditable.textfile.is_symlink()
-        auditable.textfile.rename(target)
+def test_whose_a_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.prom"
+    assert textfile.owner(path) is None
+    path.touch()
+    assert textfile.owner(path) == pwd.getpwuid(os.geteuid()).pw_name
+    if os.geteuid() == 0:
+        os.chown(path, 54321, 54321)
+        assert textfile.owner(path) == "54321", "nobody has this number"
 
 
-def test_the_folder_vanishes_during_the_audit(site: Site) -> None:
-    published(site)
-    locked = threading.Event()
-
-    def hold() -> None:
-        with locked_log(site):
-            locked.set()
-            wait_until(lambda: waiting_backends(database_of(site)))
-            shutil.rmtree(site.textfile.parent)
-
-    with meanwhile(hold):
-        assert locked.wait(30)
-        result = site.audit()
-    assert (result.status, result.out) == (3, "")
-    assert_complaint(result.err)
-    assert result.err.endswith(f": create the folder {site.textfile.parent}\n")
+# --- Folders and files of somebody else, full disks ---------------------------------------------------------
 
 
-# --- Disks that are full, files of somebody else -----------------------------------------------------------
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_folder_or_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sticky folder everybody can make files, but only their owner, the folder's owner and root replace them."""
+    nobody = 65534
+    monkeypatch.chdir(tmp_path)  # whose parents that user may not enter
+    path = Path("audit.prom")
 
+    def problems(of_folder: int, of_file: int | None, user: int = nobody, mode: int = 0o1777) -> set[str]:
+        path.unlink(missing_ok=True)
+        if of_file is not None:
+            path.write_bytes(b"of old\n")
+            os.chown(path, of_file, of_file)
+        os.chown(tmp_path, of_folder, of_folder)
+        tmp_path.chmod(mode)
+        os.seteuid(user)
+        try:
+            return {problem("try_out", path), problem("write", path)}
+        finally:
+            os.seteuid(0)
 
-def test_the_textfile_is_larger_than_allowed(sqlite_site: Site) -> None:
-    good = published(sqlite_site)
-    limit = 2048
-    assert len(good) > limit > sqlite_site.runfile.stat().st_size
-
-    def allow_small_files_only() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    result = as_result(sqlite_site.process("-q", preexec_fn=allow_small_files_only))
-    assert_not_done(sqlite_site, result, good, f"cannot write {sqlite_site.textfile} (File too large)")
+    works: list[tuple[int, int | None]] = [(0, None), (0, nobody), (nobody, 0)]
+    assert [problems(*each) for each in works] == [{""}] * 3
+    assert problems(0, 0, mode=0o777) == problems(nobody, nobody, user=0) == {""}
+    advice = "the folder is sticky and the file another user's: delete it, or name another folder"
+    denied = {"cannot write audit.prom (Permission denied): let this user write to the folder ."}
+    assert problems(0, nobody, mode=0o755) == denied
+    assert problems(0, 0) == {f"cannot write audit.prom (Operation not permitted): {advice}"}
+    path.chmod(0o666)  # cannot be replaced, but be written to
+    os.seteuid(nobody)
+    try:
+        textfile.overwrite(path, b"new\n", MODE)
+    finally:
+        os.seteuid(0)
+    assert (path.read_bytes(), path.stat().st_uid, os.listdir()) == (b"new\n", 0, ["audit.prom"])
 
 
 def test_a_full_disk(sqlite_site: Site) -> None:
@@ -187,135 +181,75 @@ def test_a_full_disk(sqlite_site: Site) -> None:
         filler = fill_disk(sqlite_site.textfile.parent)
         result = sqlite_site.audit()
         assert sqlite_site.runfile.stat().st_ino == inode
+        with pytest.raises(AuditError, match=r"No space left on device\): make room on its disk$"):
+            textfile.try_out(sqlite_site.runfile, MODE)
         filler.unlink()
         assert_not_done(sqlite_site, result, good, f"cannot write {sqlite_site.textfile} (No space left on device): ")
+        textfile.try_out(sqlite_site.runfile, MODE)
         assert sqlite_site.audit().status == 0
         sqlite_site.runfile.unlink()
         filler = fill_disk(sqlite_site.textfile.parent)
-        result = sqlite_site.audit()
+        assert sqlite_site.audit().err.count("\n") == 1, "one complaint, also without room for a run file"
         filler.unlink()
-        assert (result.status, result.err.count("\n")) == (3, 1), "there is no run file to overwrite, and no room"
         assert files(sqlite_site) == [sqlite_site.textfile.name]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
-def test_files_of_somebody_else_in_a_sticky_folder(sqlite_site: Site) -> None:
-    good = published(sqlite_site)
-    folder = sqlite_site.textfile.parent
-    for path in (sqlite_site.textfile, sqlite_site.runfile, folder):
-        os.chown(path, 65534, 65534)
-    folder.chmod(0o1777)
-    sqlite_site.runfile.chmod(0o666)  # cannot be replaced either, but be written to
-    result = as_result(sqlite_site.process("-q", **unprivileged()))
-    assert_not_done(sqlite_site, result, good, f"cannot write {sqlite_site.textfile} (Operation not permitted)")
-    assert sqlite_site.textfile.stat().st_uid == 65534
 
 
 # --- One step: readers, kills, two at once ------------------------------------------------------------------
 
-
-class Reader:
-    """Reads the two textfiles over and over, as node_exporter does, and keeps every content that it sees."""
-
-    def __init__(self, site: Site) -> None:
-        self._folder = site.textfile.parent
-        self._families = {path: families(path.read_bytes()) for path in (site.textfile, site.runfile)}
-        self._seen: dict[Path, set[bytes]] = {path: set() for path in self._families}
-        self._names: set[str] = set()
-        self._ended = threading.Event()
-        self._thread = ThreadPoolExecutor(1)
-        self._reading = self._thread.submit(self._read)
-
-    def _read(self) -> None:
-        while not self._ended.wait(0.001):
-            self._names.update(os.listdir(self._folder))
-            for path, seen in self._seen.items():
-                seen.add(path.read_bytes())
-
-    def assert_whole(self, at_least: int) -> None:
-        """Every content was a whole audit, of which there were some, and no other file looked like a textfile."""
-        self._ended.set()
-        self._reading.result()  # raises if a file was not there
-        self._thread.shutdown()
-        assert {name for name in self._names if name.endswith(".prom")} == {path.name for path in self._families}
-        for path, contents in self._seen.items():
-            assert len(contents) >= at_least
-            for content in contents:
-                assert content.endswith(b"\n")
-                assert families(content) == self._families[path]
-                parse_samples(content.decode("utf-8"))
+_WRITER = """\
+import itertools, pathlib, sys
+from audit import textfile
+for number in itertools.count():
+    textfile.write(pathlib.Path(sys.argv[1]), b"%s %d\\n" % (sys.argv[2].encode(), number) * 5000, 0o644)
+"""
+"""Replaces a textfile, again and again, until it is killed."""
 
 
-def families(exposition: bytes) -> list[bytes]:
-    """The families of an exposition that has at least one sample of its last one."""
-    lines = exposition.splitlines()
-    found = [line.split()[2] for line in lines if line.startswith(b"# TYPE ")]
-    assert lines[-1].startswith(found[-1])
-    return found
+def test_a_reader_sees_whole_files_of_writers_that_are_killed(tmp_path: Path) -> None:
+    path = tmp_path / "audit.prom"
+    textfile.write(path, LAST_GOOD, MODE)
+    ended, seen, names = threading.Event(), set(), set()
+
+    def read() -> None:
+        while not ended.is_set():
+            names.update(os.listdir(tmp_path))
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for attempt in range(4):  # two at once; one is killed while the other writes
+            command = [sys.executable, "-c", _WRITER, str(path)]
+            with (
+                subprocess.Popen([*command, f"first {attempt}"], cwd=TOP) as first,
+                subprocess.Popen([*command, f"second {attempt}"], cwd=TOP) as second,
+            ):
+                deadline = time.monotonic() + 30
+                for writer, name in ((first, b"first"), (second, b"second")):
+                    while not path.read_bytes().startswith(b"%s %d" % (name, attempt)):
+                        assert time.monotonic() < deadline
+                    time.sleep(0.003 * attempt)
+                    writer.kill()
+    finally:
+        ended.set()
+        reader.join()
+    assert len(seen) > 8
+    for content in seen:
+        lines = content.splitlines(keepends=True)
+        assert content == LAST_GOOD or (len(lines), len(set(lines))) == (5000, 1)
+    assert {name for name in names if name.endswith(".prom")} == {path.name}
+    assert {name for name in names if not name.endswith((".prom", ".tmp"))} == set()
 
 
-def start(site: Site) -> subprocess.Popen[bytes]:
-    config = str(site.folder / "mydb_config.py")
-    command = [sys.executable, str(TOP / "backup_audit.py"), "--config", config, "-q"]
-    return subprocess.Popen(command, cwd=site.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill(site: Site, seconds: float | None) -> bool:
-    """Start an audit and kill it, after a time or when its temporary file appears; whether it was still alive."""
-    begun = time.monotonic()
-    with start(site) as audit:
-        while audit.poll() is None and (
-            time.monotonic() < begun + seconds
-            if seconds is not None
-            else not any(name.endswith(".tmp") for name in files(site))
-        ):
-            time.sleep(0 if seconds is None else 0.001)
-        audit.kill()
-    return audit.returncode < 0
-
-
-def test_an_audit_killed_at_any_moment_leaves_whole_files(sqlite_site: Site) -> None:
-    published(sqlite_site)
-    chance = random.Random(20260314)  # noqa: S311  # not for secrets
-    begun = time.monotonic()
-    with start(sqlite_site) as first:
-        first.wait()
-    life = time.monotonic() - begun
-    # most of a life is the start of Python, where nothing can break: most moments are near its end
-    moments = [life * chance.uniform(*(0, 1.2) if number % 3 == 0 else (0.7, 1.2)) for number in range(30)]
-    reader = Reader(sqlite_site)
-    with ThreadPoolExecutor(2) as two:
-        killed = list(two.map(partial(kill, sqlite_site), moments))
-    assert killed.count(True) >= 2
-    assert any(kill(sqlite_site, None) and len(files(sqlite_site)) > 2 for _ in range(6)), "caught while it wrote"
-    reader.assert_whole(at_least=2)
-    for leftover in sqlite_site.textfile.parent.glob(".*.tmp"):
-        leftover.unlink()
-    assert sqlite_site.process("-q").returncode == 0
-    assert len(files(sqlite_site)) == 2
-
-
-def test_six_audits_at_the_same_time(sqlite_site: Site) -> None:
-    published(sqlite_site)
-    reader = Reader(sqlite_site)
-    audits = [start(sqlite_site) for _ in range(6)]
-    assert [audit.wait(120) for audit in audits] == [0] * 6
-    reader.assert_whole(at_least=2)
-    assert sqlite_site.samples()[series("mydb_backup_containers", status="ok")] == 2
-    assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1
-    assert len(files(sqlite_site)) == 2
-
-
-def test_temporary_files_that_killed_audits_left_are_removed_after_an_hour(sqlite_site: Site) -> None:
-    published(sqlite_site)
-    folder, now = sqlite_site.textfile.parent, time.time()
-    names = (sqlite_site.textfile.name, sqlite_site.runfile.name)
-    stale = [folder / f".{name}.abc123.tmp" for name in names]
-    young = [folder / f".{name}.def456.tmp" for name in names]
-    foreign = [folder / name for name in (".other.prom.abc123.tmp", "apt.prom", f"{names[0]}.tmp", f".{names[0]}.x")]
-    for path in stale + young + foreign:
-        path.write_bytes(LAST_GOOD)
-        os.utime(path, times=(now - 3550, now - 3550) if path in young else (now - 3660, now - 3660))
-    assert sqlite_site.audit("-q").status == 0
-    assert files(sqlite_site) == sorted([*names, *(path.name for path in young + foreign)])
-    assert {path.read_bytes() for path in young + foreign} == {LAST_GOOD}
+def test_temporary_files_that_killed_audits_left_are_removed_after_an_hour(tmp_path: Path) -> None:
+    path, now = tmp_path / "audit.prom", time.time()
+    young = [tmp_path / f".{path.name}.{age}.tmp" for age in ("0", "3540")]
+    stale = [tmp_path / f".{path.name}.{age}.tmp" for age in ("3601", "7200", "90000")]
+    foreign = [tmp_path / name for name in (".other.prom.ab.tmp", "apt.prom", "audit.prom.tmp", ".audit.prom.x")]
+    for leftover in young + stale + foreign:
+        leftover.write_bytes(LAST_GOOD)
+        age = float(leftover.name.split(".")[3]) if leftover in young + stale else 90_000
+        os.utime(leftover, times=(now - age, now - age))
+    textfile.write(path, b"new\n", MODE)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *young, *foreign])
+    assert {leftover.read_bytes() for leftover in young + foreign} == {LAST_GOOD}
