@@ -120,7 +120,7 @@ def test_ignored_rows_have_a_reason_and_the_newest_three_ids_of_each() -> None:
         row(None, "13 18:07", id=1),
         row("end", "13 18:07", id=8, backup_id=""),
     ]
-    log = log_of(*malformed, row("start", "14 07:05:00.100000", id=11), row("end", None, id=12), row("start", "14 07:05"))
+    log = log_of(*malformed, row("start", "14 07:05:01", id=11), row("end", None, id=12), row("start", "14 07:05"))
     assert log.ignored.counts == {FUTURE: 1, MALFORMED: 6, UNDATED: 1}
     assert log.ignored.newest == {FUTURE: [11], MALFORMED: [9, 8, 7], UNDATED: [12]}
     assert shown(log.runs) == ["07:05-? fine"]
