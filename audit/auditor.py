@@ -257,11 +257,8 @@ def details(log: SiteLog, containers: Sequence[Container], settings: Settings) -
 
 def _is_seen(container: Container, own_log: ContainerLog, log: SiteLog) -> bool:
     """Whether the container existed at the moment that was asked for."""
-    return not log.moment.unseen or bool(own_log.runs) or not _created_after(container, log.moment.now)
-
-
-def _created_after(container: Container, moment: datetime) -> bool:
-    return container.created is not None and container.created > moment
+    created, moment = container.created, log.moment
+    return not moment.unseen or bool(own_log.runs) or created is None or created <= moment.now
 
 
 def _in_order(findings: Iterable[Finding], containers: Sequence[Container]) -> tuple[Finding, ...]:

@@ -184,7 +184,7 @@ class LogReader:
 
     def _entry(self, row: LogRow, stamp: datetime) -> Entry | None:
         """The entry of a row; None if the row is malformed."""
-        state = row.state if row.state in ("start", "end") else (row.state or "").strip().casefold()
+        state = (row.state or "").strip().casefold()
         if not row.backup_id or state not in ("start", "end"):
             return None
         message = row.message or "" if row.message_end is None else _without_break(row.message or "", row.message_end)
