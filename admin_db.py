@@ -312,7 +312,7 @@ def read_deleted_containers(session: Session, since: datetime | None = None) -> 
 def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[int] = ()) -> Iterator[LogRow]:
     """The log rows stamped since a naive time (None: ever) and the undated ones, of all containers or of some.
 
-    They come streamed, in the order of `c_id`, newest first.
+    They come streamed, in the order of `c_id`; to sort them by time as well takes a server three times as long.
     """
     postgres = _is_postgres(session)
     is_long, half = sa.func.length(_LOG.err_msg) > LONGEST_MESSAGE, LONGEST_MESSAGE // 2
@@ -321,7 +321,7 @@ def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[in
         _readable(_LOG.ts, postgres),
         sa.case((is_long, sa.func.substr(_LOG.err_msg, 1, half)), else_=_LOG.err_msg),
         sa.case((is_long, sa.func.substr(_LOG.err_msg, sa.func.length(_LOG.err_msg) - half + 1))),
-    ).order_by(_LOG.c_id, _LOG.ts.desc())
+    ).order_by(_LOG.c_id)
     if since is not None:
         query = query.where(sa.or_(_LOG.ts >= since, _LOG.ts.is_(None)))
     if c_ids:  # written into the statement: thousands of parameters would cost more than the query

@@ -90,8 +90,8 @@ class Entry(NamedTuple):
     is_cut: bool = False
 
 
-def fold(entries: Iterable[Entry], early: datetime) -> tuple[list[Run], list[Run]]:
-    """The runs of one container from its entries in any order: all of them, and those of the entries until `early`.
+def fold(entries: Iterable[Entry]) -> list[Run]:
+    """The runs of one container, the oldest first, from its entries in any order.
 
     Entries of one `backup_id` are a run; a start begins another one if there has been a start with another stamp.
     """
@@ -103,31 +103,26 @@ def fold(entries: Iterable[Entry], early: datetime) -> tuple[list[Run], list[Run
             run = newest[entry.backup_id] = []
             runs.append(run)
         run.append(entry)
-    whole = [_run(run) for run in runs]
-    # what came later begins no other run earlier, so these are the first entries of the same runs
-    parts = [[entry for entry in run if entry.stamp <= early] for run in runs]
-    early_runs = [one if part == run else _run(part) for one, part, run in zip(whole, parts, runs, strict=True) if part]
-    return whole, early_runs
+    return list(map(_run, runs))
 
 
 def _run(entries: list[Entry]) -> Run:
     """What the entries of one run, the earliest first, come to."""
+    first = entries[0]
     started = ended = None
-    said, kind, url, is_cut = NOTHING_SAID, "", "", False
+    kind, url, said, is_cut = "", "", NOTHING_SAID, False
     for entry in entries:
         if entry.is_end:
             ended = entry.stamp
-        else:
-            started = started or entry.stamp
-        if entry.said.meaning > said.meaning:
-            said = entry.said
+        elif started is None:
+            started = entry.stamp
         kind = kind or entry.type
         url = entry.url or url
         is_cut = is_cut or entry.is_cut
-    begun = started or ended
-    assert begun is not None  # no run is without entries
+        if entry.said.meaning > said.meaning:
+            said = entry.said
     message = "\n".join(dict.fromkeys([entry.message for entry in entries if entry.message]))
-    return Run(begun, entries[0].backup_id, kind, ended, said, started is not None, url, message, is_cut)
+    return Run(started or first.stamp, first.backup_id, kind, ended, said, started is not None, url, message, is_cut)
 
 
 @dataclass
@@ -138,8 +133,6 @@ class ContainerLog:
     early_runs: list[Run] = field(default_factory=list)
     """The runs as the log showed them at an earlier moment."""
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
-    starts: list[Start] = field(default_factory=list)
-    """The newest start rows, newest first."""
     newest_row: datetime | None = None
     """The newest row that is not future, aware UTC."""
     last_name: str | None = None
@@ -158,7 +151,7 @@ class LogReader:
     """Whether whole messages are asked for; else only the lines that decide are kept."""
 
     def read(self, rows: Iterable[LogRow], early: datetime) -> ContainerLog:
-        """The log of one container, from its rows, newest first, and as it was at an `early` moment."""
+        """The log of one container, from its rows in any order, and as it was at an `early` moment."""
         log = ContainerLog()
         entries: list[Entry] = []
         for row in rows:
@@ -177,9 +170,10 @@ class LogReader:
                 log.ignored.add(MALFORMED, [row.id])
                 continue
             entries.append(entry)
-            if not entry.is_end and len(log.starts) < STARTS_COMPARED:
-                log.starts.append((stamp, entry.backup_id))
-        log.runs, log.early_runs = fold(entries, early)
+        log.runs = fold(entries)
+        changed = {entry.backup_id for entry in entries if entry.stamp > early}
+        log.early_runs = [run for run in log.runs if run.backup_id not in changed]
+        log.early_runs += fold([one for one in entries if one.backup_id in changed and one.stamp <= early])
         return log
 
     def _entry(self, row: LogRow, stamp: datetime) -> Entry | None:
@@ -241,7 +235,7 @@ class SiteLog:
     newest_outcome: Outcome | None = None
     """What became of that run."""
     starts: list[Start] = field(default_factory=list)
-    """The newest start rows of the whole site; known when all is read."""
+    """The newest starts of the whole site; known when all is read."""
 
     @property
     def moment(self) -> Moment:
@@ -299,8 +293,8 @@ class SiteLog:
         self.ignored.add_all(log.ignored)
         if log.newest_row and (self.newest_row is None or log.newest_row > self.newest_row):
             self.newest_row = log.newest_row
-        if log.starts and (len(self.starts) < STARTS_COMPARED or log.starts[0] > self.starts[-1]):
-            self.starts = heapq.nlargest(STARTS_COMPARED, [*self.starts, *log.starts])
+        starts = [(run.started, run.backup_id) for run in log.runs[-STARTS_COMPARED:] if run.start_logged]
+        self.starts = heapq.nlargest(STARTS_COMPARED, [*self.starts, *starts])
         newest = max(log.runs, key=lambda run: run.started, default=None)
         if newest and (self.newest_run is None or newest.started > self.newest_run[0].started):
             limit = run_limit(typical_duration(log.runs, self.moment.now), self.rules)

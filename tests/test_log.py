@@ -34,10 +34,9 @@ def row(state: str | None, ts: str | datetime | None, message: str | None = "", 
 
 
 def log_of(*rows: LogRow, moment: Moment | None = None, zone: Any = UTC, keeps: bool = False) -> ContainerLog:
-    """What is made of rows, which the database returns newest first; the early moment is 24 hours ago."""
+    """What is made of rows; the early moment is 24 hours ago."""
     moment = moment or Moment.by_clock(NOW)
-    newest_first = sorted(rows, key=lambda one: one.ts or at("31 00:00"), reverse=True)
-    return LogReader(moment, zone, PATTERNS, keeps).read(newest_first, moment.yesterday)
+    return LogReader(moment, zone, PATTERNS, keeps).read(rows, moment.yesterday)
 
 
 def shown(runs: list[Run]) -> list[str]:
@@ -190,9 +189,3 @@ def test_an_hour_that_comes_twice_fits_both_times() -> None:
     for hour in (0, 1):
         stamp = datetime(2026, 10, 25, hour, 30, tzinfo=UTC)
         assert clock_gap([(stamp, "20261025-02:30:00")], BERLIN) is None
-
-
-def test_a_log_has_its_newest_start_rows() -> None:
-    rows = [row("start", f"{day:02} 18:07", backup_id=f"{day}") for day in range(1, 14)]
-    starts = log_of(*rows, row("end", "13 18:30", backup_id="13")).starts
-    assert [backup_id for _, backup_id in starts] == [f"{day}" for day in range(13, 3, -1)]
