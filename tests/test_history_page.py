@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
 
 import pytest
 
-from audit.history import ContainerHistory, Period, Stretch, last_days, parse_period
+from audit.history import ContainerHistory, Period, Stretch, last_days
 from audit.messages import Meaning, Said
-from audit.policy import DAY, HOUR, UTC, Run, Status
+from audit.policy import DAY, HOUR, UTC, Status
 from audit.reports.history_page import STRETCHES_SHOWN, PageFacts, history_page
 from audit.settings import Settings, check
 from tests.browser import Browser, running_browser
 from tests.builders import NOW, Site
 from tests.conftest import CI
+from tests.histories import MINUTE, UNKNOWN, at, bad, nights, past, run, some_site
 from tests.programs import find_program
-from tests.test_history import at, bad, nights, past, run
-from tests.test_history_report import some_site
 
 VALIDATORS = ("axe-core@4.14.1", "html-validate@9.7.1")
 MADE = at("2026-04-01 06:40")
 EVIL = "</style><script>alert(1)</script>\"'&amp; $style \u202etxt\u200f \x1b[31m password=hunter2"
 HARMLESS = "</style><script>alert(1)</script>\"'&amp; $style \\u202etxt\\u200f \\x1b[31m password=*****"
-GRACE = {"grace_hours": 6, "max_runtime_hours": 24}
+BERLIN = {"timezone": "Europe/Berlin"}
 
 
-def settings(**more: Any) -> Settings:
-    return check({"database_url": "sqlite:///admin.db", "prometheus_file": "x.prom", **GRACE, **more}, Path("/nowhere"))
+def settings(**config: Any) -> Settings:
+    fixed = {"database_url": "sqlite:///admin.db", "prometheus_file": "x.prom", "grace_hours": 6}
+    return check({**fixed, "max_runtime_hours": 24, **config}, Path("/nowhere"))
 
 
-def make(
-    histories: Sequence[ContainerHistory], period: Period | int = 9, made: Any = MADE, ignored: Any = None, **more: Any
-) -> str:
-    if isinstance(period, int):
-        period = last_days(period, NOW, UTC)
-    facts = {"population": more.pop("population")} if "population" in more else {}
-    return history_page(histories, period, PageFacts(settings(**more), "3.0", made, ignored or {}, **facts))
+def make(histories: Sequence[ContainerHistory], period: Period | int = 9, facts: Any = None, **config: Any) -> str:
+    """The page of a period, or of so many days, with the facts and the settings that are given."""
+    given = {"version": "3.0", "made": MADE, "ignored": {}, **(facts or {})}
+    period = last_days(period, NOW, UTC) if isinstance(period, int) else period
+    return history_page(histories, period, PageFacts(settings(**config), **given))
 
 
 def body(page: str) -> ElementTree.Element:
@@ -50,13 +48,17 @@ def body(page: str) -> ElementTree.Element:
     return ElementTree.fromstring(page[page.index("<body>") : page.index("</html>")])  # noqa: S314  # our own page
 
 
-def text_of(element: ElementTree.Element) -> str:
+def text(element: ElementTree.Element) -> str:
     return " ".join("".join(element.itertext()).split())
+
+
+def texts(page: str, path: str) -> list[str]:
+    return [text(element) for element in body(page).findall(path)]
 
 
 def rows(page: str, table: str) -> list[list[str]]:
     """The text of a table's cells, row by row, without the column headings."""
-    return [[text_of(cell) for cell in row] for row in body(page).findall(f".//table[@class='{table}']/tbody/tr")]
+    return [[text(cell) for cell in row] for row in body(page).findall(f".//table[@class='{table}']/tbody/tr")]
 
 
 def lines(page: str) -> dict[str, str]:
@@ -78,7 +80,7 @@ def test_the_page_of_a_site() -> None:
         *("3 containers covered all the time", "survey", "fresh", "sales"),
         *("2 containers not judged", "scratch", "typo"),
     ]
-    assert [text_of(figure) for figure in body(page).findall(".//dl[@class='figures']/div/*")] == [
+    assert texts(page, ".//dl[@class='figures']/div/*") == [
         *("of the time covered", "86.8 %", "of 5 containers covered all the time", "3"),
         *("not covered, all containers together", "4.2 days"),
         *("of work could have been lost, at worst (survey)", "12.5 days"),
@@ -92,8 +94,13 @@ def test_the_page_of_a_site() -> None:
     assert counts == {status.value: "0" for status in Status} | some
 
 
+def test_a_site_without_anything_to_judge_has_a_page() -> None:
+    for page in (make([]), make(some_site()[-1:])):
+        assert (rows(page, "stretches"), rows(page, "history")[0][1]) == ([["none", "", "", ""]], "-")
+
+
 def test_says_what_there_is_to_restore_and_where() -> None:
-    unknown = run("13 18:07", said=Said(Meaning.UNRECOGNISED, "Disk is 100% used"), url="s3://backups/b")
+    unknown = run("13 18:07", said=UNKNOWN, url="s3://backups/b")
     histories = [
         past(run("01 18:07", url="s3://backups/c"), bad("13 18:07"), name="c", engine="MariaDB", owner="ada"),
         past(run("12 18:07"), unknown, name="b", c_id=1),
@@ -122,6 +129,7 @@ def test_lists_each_stretch_with_its_failed_runs() -> None:
 
 
 def test_tells_three_kinds_of_failures_of_a_stretch() -> None:
+    start = at("01 00:00")
     cases: dict[tuple[str | None, ...], str] = {
         (None, None): "00:00, and 1 more until 01:00 stalled",
         ("x 1:", None, "x 2:"): "00:00 failed: x 1: | 01:00 stalled | 02:00 failed: x 2:",
@@ -129,49 +137,40 @@ def test_tells_three_kinds_of_failures_of_a_stretch() -> None:
         ("x 1:", "x 2:", "x 3:"): "00:00, and 2 more until 02:00 failed: x 1:",
         ("x" * 201,): f"00:00 failed: {'x' * 197}...",
     }
-    start = at("01 00:00")
     for said, shown in cases.items():
         meant = [Said(Meaning.ERROR, line) if line else Said(Meaning.FINE, None) for line in said]
-        runs = tuple(Run(start + n * HOUR, str(n), said=each) for n, each in enumerate(meant))
-        page = make([replace(past(), stretches=(Stretch(start, NOW, runs),))])
-        items = [text_of(item) for item in body(page).findall(".//td/ul/li")]
-        assert " | ".join(items).replace("2026-03-01 ", "").replace(" UTC", "") == shown
+        runs = tuple(run(start + n * HOUR, None, said=each) for n, each in enumerate(meant))
+        told = " | ".join(texts(make([replace(past(), stretches=(Stretch(start, NOW, runs),))]), ".//td/ul/li"))
+        assert told.replace("2026-03-01 ", "").replace(" UTC", "") == shown
 
 
 def test_of_many_stretches_of_a_container_the_longest_are_listed() -> None:
     start, most = at("01 00:00"), STRETCHES_SHOWN
-    many = tuple(Stretch(start + n * HOUR, start + n * HOUR + n * timedelta(minutes=1), ()) for n in range(1, most + 3))
-    few, all_of_them = (replace(past(), stretches=some) for some in (many[:most], many))
-    assert len(rows(make([few]), "stretches")) == 1 + most
-    listed = rows(make([all_of_them]), "stretches")
-    assert (len(listed), listed[1][0]) == (1 + most + 1, "2026-03-01 03:00 UTC")
-    assert listed[-1] == ["2 shorter ones", "", "0.1 h", ""]
+    many = tuple(Stretch(start + n * HOUR, start + n * HOUR + n * MINUTE, ()) for n in range(1, most + 3))
+    few, all_of_them = (rows(make([replace(past(), stretches=some)]), "stretches") for some in (many[:most], many))
+    assert len(few) == 1 + most
+    assert (len(all_of_them), all_of_them[1][0]) == (1 + most + 1, "2026-03-01 03:00 UTC")
+    assert all_of_them[-1] == ["2 shorter ones", "", "0.1 h", ""]
 
 
 def test_says_what_it_does_not_prove_with_numbers() -> None:
-    unknown = run("12 18:07", said=Said(Meaning.UNRECOGNISED, "Disk is 100% used"))
-    site = [past(unknown, run("13 18:07", is_cut=True)), past(unknown)]
-    ignored = {"future": 0, "malformed": 2, "undated": 1}
+    unknown = run("12 18:07", said=UNKNOWN)
+    site, ignored = [past(unknown, run("13 18:07", is_cut=True)), past(unknown)], {"malformed": 2, "undated": 1}
 
-    def said(**more: Any) -> str:
-        return text_of(body(make(site, ignored=ignored, **more)).findall(".//ul[@class='limits']")[0])
+    def said(**given: Any) -> str:
+        return texts(make(site, facts={"ignored": ignored}, **given), ".//ul[@class='limits']")[0]
 
     assert "2 runs of the period had a message that the audit does not recognise, and of 1 run the message" in said()
-    assert "The log begins before the period. 3 rows of the part that was read could" in said()
-    assert "not be used: 0 future, 2 malformed, 1 undated." in said()
+    assert "The log begins before the period. 3 rows of the part that was read could not be used: 2 malf" in said()
     assert "How long dumps are kept is not known (no dumps_kept_days)" in said()
     assert "a dump is kept for 180 days; nobody looked" in said(dumps_kept_days=180)
-    for begins, told in (
-        ("05 07:00", "before the period."),
-        ("06 07:00", "2026-03-06 07:00 UTC: nothing before that is"),
-    ):
-        period = replace(last_days(9, NOW, UTC), log_begins=at(begins))
-        assert f"The log begins {told}" in said(period=period)
+    for begins, told in (("05 07:00", "before the period."), ("06 07:00", "2026-03-06 07:00 UTC: nothing before")):
+        assert f"The log begins {told}" in said(period=replace(last_days(9, NOW, UTC), log_begins=at(begins)))
 
 
 def test_says_by_what_the_past_was_judged() -> None:
-    given: dict[str, Any] = {"timezone": "Europe/Berlin", "weekly_day": "Sunday", "policies": {"Monthly": 744}}
-    given |= {"extra_jobs": {"offsite": "Daily"}, "error_patterns": ["<boom>", "x, y"], "dumps_kept_days": 180}
+    given: dict[str, Any] = {**BERLIN, "weekly_day": "Sunday", "policies": {"Monthly": 744}, "dumps_kept_days": 180}
+    given |= {"extra_jobs": {"offsite": "Daily"}, "error_patterns": ["<boom>", "x, y"]}
     values = [row[1] for row in rows(make([], **given), "settings")]
     assert values[:7] == ["24 h", "6 h", "24 h", "Sunday", "Europe/Berlin", "UTC", "180 days"]
     assert values[7:] == ["Monthly 31 days", "offsite Daily", "<boom>x, y", "none"]
@@ -188,25 +187,20 @@ def test_lists_the_exceptions_that_are_in_force_at_the_end() -> None:
 
 
 def test_title_and_period_agree() -> None:
-    given: dict[str, Any] = {"timezone": "Europe/Berlin", "site": "lab"}
-    for asked, title, period in (
-        ("30", "2026-02-12 to 2026-03-14", "2026-02-12 08:00 CET to 2026-03-14 08:00 CET: 720 hours, in 31 calendar "),
-        ("2026-02", "2026-02-01 to 2026-02-28", "2026-02-01 00:00 CET to 2026-03-01 00:00 CET: 672 hours, in 28 "),
-        ("2026-03-14..2026-03-20", "2026-03-14", "2026-03-14 00:00 CET to 2026-03-14 08:00 CET: 8 hours, in 1 "),
+    facts, given = {"population": "lab-*"}, {"site": "lab", **BERLIN}
+    for days, end, dates, period in (
+        (
+            30,
+            NOW,
+            "2026-02-12 to 2026-03-14",
+            "02-12 08:00 CET to 2026-03-14 08:00 CET: 720 hours, in 31 calendar days",
+        ),
+        (1, at("13 23:00"), "2026-03-13", "03-13 00:00 CET to 2026-03-14 00:00 CET: 24 hours, in 1 calendar day"),
     ):
-        page = make([], parse_period(asked, NOW, settings(**given).rules.zone), population="lab-*", **given)
-        assert f"<title>Backup evidence, lab, {title}</title>" in page
-        assert text_of(body(page).findall("header/p")[0]) == f"lab, {title}"
-        first, *others = (text_of(fact) for fact in body(page).findall("header/dl/div/dd"))
-        assert first.startswith(period)
-        assert others == ["admin.db", "lab-*", "Europe/Berlin"]
-
-
-def test_a_site_without_anything_to_judge_has_a_page() -> None:
-    for histories in ([], some_site()[-1:]):
-        page = make(histories)
-        assert rows(page, "stretches") == [["none", "", "", ""]]
-        assert rows(page, "history")[0][1] == "-"
+        page = make([], last_days(days, end, settings(**given).rules.zone), facts, **given)
+        assert f"<title>Backup evidence, lab, {dates}</title>" in page
+        assert texts(page, "header/p") == [f"lab, {dates}"]
+        assert texts(page, "header/dl/div/dd") == [f"2026-{period}", "admin.db", "lab-*", "Europe/Berlin"]
 
 
 # --- Days ----------------------------------------------------------------------------------------------
@@ -220,11 +214,8 @@ def test_draws_a_line_over_the_known_days_and_what_was_not_covered_over_it() -> 
     page = make([past(*nights(*range(10, 13 + (n > 4))), c_id=n) for n in range(20)], 3)
     assert lines(page)["b"] == "M3 8v-2h1V8z", "a bar as high as the share of containers"
     assert 'aria-label="at most 5 of 20 containers not covered"' in page
-
-
-def test_a_bad_day_is_visible_among_thousands() -> None:
     page = make([past(*(run(NOW - n * DAY) for n in range(2, 3610)), days=3600)], 3600)
-    assert lines(page)["n"] == "M3599 5.6h6.002"
+    assert lines(page)["n"] == "M3599 5.6h6.002", "a day is visible among thousands"
 
 
 def test_labels_the_axis_as_there_is_room() -> None:
@@ -236,32 +227,29 @@ def test_labels_the_axis_as_there_is_room() -> None:
         ("2025-09-02", 201, "Oct, 2026"),
         ("2020-06-01", 3660, "2022, 2024, 2026, 2028, 2030"),
     ):
-        last = date.fromisoformat(start) + (days - 1) * DAY
-        page = make([], parse_period(f"{start}..{last}", at("2099-01-01 00:00"), UTC))
-        assert ", ".join(text.text or "" for text in body(page).findall(".//svg[@class='axis']/text")) == labels
+        page = make([], last_days(days, at(f"{start} 00:00") + days * DAY, UTC))
+        assert ", ".join(texts(page, ".//svg[@class='axis']/text")) == labels
 
 
 # --- Evidence ------------------------------------------------------------------------------------------
 
 
 def test_the_same_input_gives_the_same_page_but_for_the_line_that_says_when() -> None:
-    first, second = make(some_site()).splitlines(), make(some_site()[::-1], made=MADE + DAY).splitlines()
+    first, second = make(some_site()).splitlines(), make(some_site()[::-1], facts={"made": MADE + DAY}).splitlines()
     (different,) = (one for one, other in zip(first, second, strict=True) if one != other)
     assert different == '<p class="made">Made 2026-04-01 06:40 UTC by Backup Audit 3.0</p>'
 
 
 def test_foreign_text_is_harmless_wherever_it_stands() -> None:
-    failed = bad("13 18:07")._replace(said=Said(Meaning.ERROR, EVIL))
-    facts: dict[str, Any] = {"name": EVIL, "policy": EVIL.lower(), "engine": EVIL, "owner": EVIL, "rules": None}
+    failed = run("13 18:07", said=Said(Meaning.ERROR, EVIL))
     given: dict[str, Any] = {"site": EVIL, "policies": {EVIL: 24}, "extra_jobs": {EVIL: "Daily"}}
     given |= {"exceptions": {EVIL: ("2026-12-31", EVIL)}, "error_patterns": [re.escape(EVIL)]}
-    facts["rules"] = settings(**given).rules
-    page = make([past(run("10 18:07", url=EVIL), failed, **facts)], population=EVIL, **given)
-    assert "<script" not in page
-    assert "hunter2" not in page
-    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page)
+    facts: dict[str, Any] = {"name": EVIL, "policy": EVIL.lower(), "engine": EVIL, "owner": EVIL}
+    history = past(run("10 18:07", url=EVIL), failed, rules=settings(**given).rules, **facts)
+    page = make([history], facts={"population": EVIL}, **given)
+    assert not re.search("<script|hunter2|[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page)
     assert page.count("</style>") == 1
-    assert text_of(body(page)).count(HARMLESS) == 15
+    assert texts(page, ".")[0].count(HARMLESS) == 15
 
 
 def test_every_link_leads_to_one_place_of_the_page() -> None:
@@ -273,28 +261,34 @@ def test_every_link_leads_to_one_place_of_the_page() -> None:
 
 
 def test_the_program_writes_the_page_with_what_it_knows_of_the_site(sqlite_site: Site) -> None:
-    sqlite_site.config(site="lab", timezone="Europe/Berlin")
+    sqlite_site.config(site="lab", **BERLIN)
     sqlite_site.run(sqlite_site.container("sales"), "2026-03-13 18:07", "2026-03-13 18:30")
-    sqlite_site.container("gone", active=False)
     file = sqlite_site.folder / "evidence.html"
     result = sqlite_site.audit("--history", "9", "--at", NOW.isoformat(), "--all", "--html", file)
-    assert (result.status, result.err) == (0, "")
-    assert re.fullmatch(rf"[0-9a-f]{{64}}  {re.escape(str(file))}\n", result.out)
-    page = file.read_text("utf-8")
-    assert "The log begins 2026-03-13 19:07 CET" in text_of(body(page))
-    assert "Backup evidence, lab, 2026-03-05 to 2026-03-14" in page
+    page = file.read_bytes()
+    assert (result.status, result.err, result.out) == (0, "", f"{hashlib.sha256(page).hexdigest()}  {file}\n")
+    (told,) = texts(page.decode(), ".")
+    assert "The log begins 2026-03-13 19:07 CET" in told
+    assert "lab, 2026-03-05 to 2026-03-14" in told
+
+
+def test_the_page_of_a_large_site_can_be_mailed() -> None:
+    days = [NOW - n * DAY for n in range(1, 365, 2)]
+    error = "error, " + "please reduce your request rate, " * 40
+    failed = [run(day, said=Said(Meaning.ERROR, f"{day}: {error}")) for day in days]
+    worst = past(*failed, *(run(day - DAY - 6 * HOUR) for day in days), days=365)
+    assert (len(make([worst] * 20, 365)) - len(make([], 365))) * 100 < 15_000_000, "2,000 of them"
 
 
 # --- In a browser --------------------------------------------------------------------------------------
 
 
-def need(*names: str) -> str:
-    """The first of these programs that is installed. Without one the test is skipped, but fails under CI."""
-    found = [str(path) for path in map(find_program, names) if path]
-    return found[0] if found else give_up(f"{names[0]} is not installed (Debian: chromium, poppler-utils, nodejs, npm)")
+def need(name: str) -> str:
+    return str(find_program(name) or give_up(f"{name} is not installed (Debian: chromium, poppler-utils, npm)"))
 
 
 def give_up(reason: str) -> NoReturn:
+    """Skip the test, but fail under CI."""
     if CI:
         pytest.fail(reason)
     pytest.skip(reason)
@@ -302,7 +296,7 @@ def give_up(reason: str) -> NoReturn:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with running_browser(need("chromium", "chromium-browser"), tmp_path_factory.mktemp("browser")) as running:
+    with running_browser(need("chromium"), tmp_path_factory.mktemp("browser")) as running:
         yield running
 
 
@@ -316,6 +310,19 @@ def evidence(browser: Browser, tmp_path: Path) -> Path:
     path.write_text(make(histories, 60, site="<b>&", exceptions=exceptions, dumps_kept_days=9), "utf-8")
     browser.open(path)
     return path
+
+
+@pytest.fixture
+def validators(pytestconfig: pytest.Config, tmp_path: Path) -> Path:
+    """The folder that axe and html-validate are in; pytest's cache keeps it, for npm takes longer than both."""
+    folder = pytestconfig.cache.mkdir(" ".join(VALIDATORS)) if pytestconfig.cache else tmp_path
+    installed = folder / "node_modules"
+    if not (installed / ".package-lock.json").exists():  # which npm writes at the end
+        command = [need("npm"), "install", "--no-package-lock", "--ignore-scripts", "--no-audit", *VALIDATORS]
+        npm = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+        if npm.returncode:
+            give_up(f"npm cannot install {VALIDATORS}: {npm.stderr.strip()[-300:]}")
+    return installed
 
 
 def test_the_page_loads_nothing_runs_nothing_and_marks_differ_in_shape(browser: Browser, evidence: Path) -> None:
@@ -332,32 +339,29 @@ def test_the_page_loads_nothing_runs_nothing_and_marks_differ_in_shape(browser: 
 
 
 @pytest.mark.slow
-def test_axe_and_html_validate_find_nothing(browser: Browser, evidence: Path, tmp_path: Path) -> None:
-    command = [need("npm"), "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", *VALIDATORS]
-    npm = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    if npm.returncode:
-        give_up(f"npm cannot install {VALIDATORS}: {npm.stderr.strip()[-300:]}")
-    browser.evaluate((tmp_path / "node_modules/axe-core/axe.min.js").read_text("utf-8"))
+def test_axe_and_html_validate_find_nothing(browser: Browser, evidence: Path, validators: Path) -> None:
+    browser.evaluate((validators / "axe-core/axe.min.js").read_text("utf-8"))
     for width, scheme in ((1280, "light"), (400, "dark")):
         browser.look(width, scheme)
         results = browser.evaluate("axe.run().then(({passes, violations}) => ({passes, violations}))")
         assert results["violations"] == []
         assert {"color-contrast", "html-has-lang", "svg-img-alt"} <= {rule["id"] for rule in results["passes"]}
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    command = [str(tmp_path / "node_modules/.bin/html-validate"), str(evidence)]
+    command = [str(validators / ".bin/html-validate"), str(evidence)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (answer.returncode, answer.stdout + answer.stderr) == (0, "")
 
 
 def test_prints_every_row_whole_under_its_headings(browser: Browser, tmp_path: Path) -> None:
-    page, pdf, pdftotext = tmp_path / "evidence.html", tmp_path / "evidence.pdf", need("pdftotext")
+    page, pdf = tmp_path / "evidence.html", tmp_path / "evidence.pdf"
     names = [f"first-{n} {'in the middle ' * (n % 4)} last-{n}" for n in range(80)]
-    histories = [past(*nights(12), name=name, c_id=n) for n, name in enumerate(names)]
-    page.write_text(make(histories, 3, site="lab"), "utf-8")
+    page.write_text(
+        make([past(*nights(12), name=name, c_id=n) for n, name in enumerate(names)], 3, site="lab"), "utf-8"
+    )
     browser.open(page)
     browser.print_to(pdf)
-    text = subprocess.run([pdftotext, "-layout", str(pdf), "-"], capture_output=True, check=True).stdout.decode()
-    sheets = text.split("\f")[:-1]
+    command = [need("pdftotext"), "-layout", str(pdf), "-"]
+    sheets = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\f")[:-1]
     assert all("Backup evidence, lab, 2026-03-11 to 2026-03-14" in sheet for sheet in sheets)
     assert f"{len(sheets)} / {len(sheets)}" in sheets[-1]
     assert "Signature" in sheets[-1]
@@ -367,13 +371,3 @@ def test_prints_every_row_whole_under_its_headings(browser: Browser, tmp_path: P
     continued = (sheet for sheet, found in zip(sheets[1:], begun[1:], strict=True) if found)
     assert all(re.search("c_id|Failed runs", sheet) for sheet in continued)
     assert not any(re.search(r"% covered\s+Backup evidence", sheet) for sheet in sheets)  # a heading without its rows
-
-
-def test_the_page_of_a_large_site_can_be_mailed() -> None:
-    days = [NOW - n * DAY for n in range(1, 365, 2)]
-    error = "error, " + "please reduce your request rate, " * 40
-    failed = [run(day, said=Said(Meaning.ERROR, f"{day}: {error}")) for day in days]
-    good = [run(day - DAY - 6 * HOUR) for day in days]
-    worst = [past(*failed, *good, days=365, name=f"container-{n}", c_id=n) for n in range(20)]
-    assert len(worst[0].stretches) > 100
-    assert (len(make(worst, 365)) - len(make([], 365))) * 100 < 15_000_000, "2,000 of them"
