@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PATIENCE = 60.0
 """Seconds that an answer may take, on the slowest machine that runs these tests."""
@@ -25,10 +24,8 @@ _OPTIONS = (
 class Browser:
     """A browser with one tab, and the protocol's events since the last page was opened."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin
-        assert process.stdout
-        self._out, self._in = process.stdin, process.stdout
+    def __init__(self, commands: IO[bytes], answers: IO[bytes]) -> None:
+        self._commands, self._answers = commands, answers
         self._received = bytearray()
         self._calls = 0
         self._session: dict[str, str] = {}
@@ -42,7 +39,7 @@ class Browser:
         """The result of one call of the protocol. Raises `RuntimeError` if it fails."""
         self._calls += 1
         message = {"id": self._calls, "method": method, "params": parameters, **self._session}
-        self._out.write(json.dumps(message).encode() + b"\0")
+        self._commands.write(json.dumps(message).encode() + b"\0")
         while (answer := self._receive()).get("id") != self._calls:
             pass
         result: dict[str, Any] = answer.get("result", {})
@@ -51,14 +48,14 @@ class Browser:
         return result
 
     def _receive(self) -> dict[str, Any]:
-        while (end := self._received.find(b"\0")) < 0:
-            ready, _, _ = select.select([self._in], [], [], PATIENCE)
-            data = self._in.read(1 << 20) if ready else b""
+        while b"\0" not in self._received:
+            ready, _, _ = select.select([self._answers], [], [], PATIENCE)
+            data = self._answers.read(1 << 20) if ready else b""
             if not data:
                 raise RuntimeError("the browser has ended" if ready else "the browser does not answer")
             self._received += data
-        message: dict[str, Any] = json.loads(self._received[:end])
-        del self._received[: end + 1]
+        text, _, self._received = self._received.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
         if "method" in message:
             self._events.append((message["method"], message["params"]))
         return message
@@ -67,36 +64,21 @@ class Browser:
         """Open a file, and wait until it is loaded."""
         self._events.clear()
         self.call("Page.navigate", url=page.as_uri())
-        while not self._happened("Page.loadEventFired"):
+        while not self.events("Page.loadEventFired"):
             self._receive()
 
-    def _happened(self, *events: str) -> list[dict[str, Any]]:
-        return [parameters for event, parameters in self._events if event in events]
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """What these events told."""
+        return [parameters for name, parameters in self._events if name in names]
 
-    @property
-    def requests(self) -> list[str]:
-        """The URLs that were asked for."""
-        return [event["request"]["url"] for event in self._happened("Network.requestWillBeSent")]
-
-    @property
     def console(self) -> list[dict[str, Any]]:
         """What the page wrote to the console, or the browser on its behalf."""
-        return self._happened("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return self.events("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression, or of its promise."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         return answer["result"].get("value")
-
-    def look(self, width: int, scheme: str = "light") -> None:
-        """Show the page in a window of that width, in the light or the dark colour scheme."""
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def print_to(self, pdf: Path) -> None:
-        """Print the page, on the paper that it asks for."""
-        pdf.write_bytes(base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"]))
 
 
 @contextmanager
@@ -107,7 +89,9 @@ def running_browser(program: str, folder: Path) -> Iterator[Browser]:
         (folder / "chromium.log").open("wb") as log,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0) as process,
     ):
+        assert process.stdin
+        assert process.stdout
         try:
-            yield Browser(process)
+            yield Browser(process.stdin, process.stdout)
         finally:
             process.terminate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import subprocess
@@ -145,12 +146,12 @@ def test_tells_three_kinds_of_failures_of_a_stretch() -> None:
 
 
 def test_of_many_stretches_of_a_container_the_longest_are_listed() -> None:
-    start, most = at("01 00:00"), STRETCHES_SHOWN
-    many = tuple(Stretch(start + n * HOUR, start + n * HOUR + n * MINUTE, ()) for n in range(1, most + 3))
-    few, all_of_them = (rows(make([replace(past(), stretches=some)]), "stretches") for some in (many[:most], many))
-    assert len(few) == 1 + most
-    assert (len(all_of_them), all_of_them[1][0]) == (1 + most + 1, "2026-03-01 03:00 UTC")
-    assert all_of_them[-1] == ["2 shorter ones", "", "0.1 h", ""]
+    starts = [at("01 00:00") + n * HOUR for n in range(STRETCHES_SHOWN + 2)]
+    many = tuple(Stretch(start, start + (n + 1) * MINUTE, ()) for n, start in enumerate(starts))
+    _, first, *_, last = listed = rows(make([replace(past(), stretches=many)]), "stretches")
+    assert (len(listed), first[0]) == (1 + STRETCHES_SHOWN + 1, "2026-03-01 02:00 UTC")
+    assert last == ["2 shorter ones", "", "0.1 h", ""]
+    assert len(rows(make([replace(past(), stretches=many[2:])]), "stretches")) == 1 + STRETCHES_SHOWN
 
 
 def test_says_what_it_does_not_prove_with_numbers() -> None:
@@ -312,42 +313,38 @@ def evidence(browser: Browser, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def validators(pytestconfig: pytest.Config, tmp_path: Path) -> Path:
-    """The folder that axe and html-validate are in; pytest's cache keeps it, for npm takes longer than both."""
-    folder = pytestconfig.cache.mkdir(" ".join(VALIDATORS)) if pytestconfig.cache else tmp_path
+def test_the_page_loads_nothing_runs_nothing_and_marks_differ_in_shape(browser: Browser, evidence: Path) -> None:
+    requests = browser.events("Network.requestWillBeSent")
+    assert [event["request"]["url"] for event in requests] == [evidence.as_uri()]
+    assert (browser.console(), browser.evaluate("document.scripts.length")) == ([], 0)
+    heights = "['o', 'f', 'n'].map(mark => getComputedStyle(document.querySelector('path.' + mark)).strokeWidth)"
+    assert browser.evaluate(heights) == ["1.6px", "8px", "4.8px"], "not only in colour"
+    browser.evaluate("document.body.setAttribute('onclick', 'document.title = 1'), document.body.click()")
+    browser.evaluate("document.body.append(Object.assign(document.createElement('img'), {src: 'other.png'}))")
+    assert str(browser.console()).count("Content Security Policy") >= 2
+    assert browser.evaluate("document.title").startswith("Backup evidence")
+
+
+@pytest.mark.slow
+def test_axe_and_html_validate_find_nothing(browser: Browser, evidence: Path, pytestconfig: pytest.Config) -> None:
+    # kept between test runs, for npm takes longer than both
+    folder = pytestconfig.cache.mkdir(" ".join(VALIDATORS)) if pytestconfig.cache else evidence.parent
     installed = folder / "node_modules"
     if not (installed / ".package-lock.json").exists():  # which npm writes at the end
         command = [need("npm"), "install", "--no-package-lock", "--ignore-scripts", "--no-audit", *VALIDATORS]
         npm = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
         if npm.returncode:
             give_up(f"npm cannot install {VALIDATORS}: {npm.stderr.strip()[-300:]}")
-    return installed
-
-
-def test_the_page_loads_nothing_runs_nothing_and_marks_differ_in_shape(browser: Browser, evidence: Path) -> None:
-    assert browser.requests == [evidence.as_uri()]
-    assert browser.console == []
-    assert browser.evaluate("document.scripts.length") == 0
-    assert browser.evaluate("getComputedStyle(document.body).fontVariantNumeric") == "tabular-nums"
-    heights = "['o', 'f', 'n'].map(mark => getComputedStyle(document.querySelector('path.' + mark)).strokeWidth)"
-    assert browser.evaluate(heights) == ["1.6px", "8px", "4.8px"], "not only in colour"
-    browser.evaluate("document.body.setAttribute('onclick', 'document.title = 1'), document.body.click()")
-    browser.evaluate("document.body.append(Object.assign(document.createElement('img'), {src: 'other.png'}))")
-    assert str(browser.console).count("Content Security Policy") >= 2
-    assert browser.evaluate("document.title").startswith("Backup evidence")
-
-
-@pytest.mark.slow
-def test_axe_and_html_validate_find_nothing(browser: Browser, evidence: Path, validators: Path) -> None:
-    browser.evaluate((validators / "axe-core/axe.min.js").read_text("utf-8"))
+    browser.evaluate((installed / "axe-core/axe.min.js").read_text("utf-8"))
     for width, scheme in ((1280, "light"), (400, "dark")):
-        browser.look(width, scheme)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == 400}
+        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         results = browser.evaluate("axe.run().then(({passes, violations}) => ({passes, violations}))")
         assert results["violations"] == []
         assert {"color-contrast", "html-has-lang", "svg-img-alt"} <= {rule["id"] for rule in results["passes"]}
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    command = [str(validators / ".bin/html-validate"), str(evidence)]
+    command = [str(installed / ".bin/html-validate"), str(evidence)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (answer.returncode, answer.stdout + answer.stderr) == (0, "")
 
@@ -355,16 +352,14 @@ def test_axe_and_html_validate_find_nothing(browser: Browser, evidence: Path, va
 def test_prints_every_row_whole_under_its_headings(browser: Browser, tmp_path: Path) -> None:
     page, pdf = tmp_path / "evidence.html", tmp_path / "evidence.pdf"
     names = [f"first-{n} {'in the middle ' * (n % 4)} last-{n}" for n in range(80)]
-    page.write_text(
-        make([past(*nights(12), name=name, c_id=n) for n, name in enumerate(names)], 3, site="lab"), "utf-8"
-    )
+    histories = [past(*nights(12), name=name, c_id=n) for n, name in enumerate(names)]
+    page.write_text(make(histories, 3, site="lab"), "utf-8")
     browser.open(page)
-    browser.print_to(pdf)
-    command = [need("pdftotext"), "-layout", str(pdf), "-"]
-    sheets = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\f")[:-1]
+    pdf.write_bytes(base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"]))
+    text = subprocess.check_output([need("pdftotext"), "-layout", pdf, "-"], encoding="utf-8")
+    sheets = text.split("\f")[:-1]
     assert all("Backup evidence, lab, 2026-03-11 to 2026-03-14" in sheet for sheet in sheets)
-    assert f"{len(sheets)} / {len(sheets)}" in sheets[-1]
-    assert "Signature" in sheets[-1]
+    assert re.search(rf"Signature.*{len(sheets)} / {len(sheets)}\s*$", sheets[-1], re.DOTALL)
     begun, ended = ([re.findall(rf"{word}-\d+", sheet) for sheet in sheets] for word in ("first", "last"))
     assert [len(found) for found in begun] == [len(found) for found in ended]
     assert sum(map(len, begun)) == 1 + 3 * 80  # the result, the rows of two tables, the headings of the stretches
