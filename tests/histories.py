@@ -29,6 +29,19 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(full).replace(tzinfo=UTC)
 
 
+CLOCK_CHANGES = [
+    ("UTC", at("14 00:00")),
+    ("Europe/Berlin", at("29 01:00")),
+    ("Europe/Berlin", at("2026-10-25 01:00")),
+    ("America/Sao_Paulo", at("2018-11-04 03:00")),  # leaves out midnight
+    ("America/Havana", at("2026-11-01 05:00")),  # midnight occurs twice
+    ("Africa/Cairo", at("2026-10-29 21:00")),  # returns from midnight to 23:00
+    ("Australia/Lord_Howe", at("2026-04-04 15:00")),  # half an hour
+    ("Asia/Kathmandu", at("14 18:15")),
+    ("Pacific/Apia", at("2011-12-30 10:00")),  # leaves out a Friday
+]
+
+
 def run(started: str | datetime, ended: str | None = "", minutes: float = 23, **more: Any) -> Run:
     """A good run that took so many minutes, if its end is not given; None is a run without an end."""
     begin = at(started) if isinstance(started, str) else started

@@ -19,21 +19,10 @@ from hypothesis import strategies as st
 from audit.history import ContainerHistory, Period, last_days, look_back
 from audit.messages import Meaning, Said
 from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Outcome, Rules, Run, Verdict, due_at, judge
-from tests.histories import ERROR, NOTHING, TICK
+from tests.histories import CLOCK_CHANGES, ERROR, NOTHING, TICK
 
 GRID = timedelta(minutes=15)
 FINE = Said(Meaning.FINE, None)
-CLOCK_CHANGES = [
-    ("UTC", "2026-03-14 00:00"),
-    ("Europe/Berlin", "2026-03-29 01:00"),
-    ("Europe/Berlin", "2026-10-25 01:00"),
-    ("America/Sao_Paulo", "2018-11-04 03:00"),  # leaves out midnight
-    ("America/Havana", "2026-11-01 05:00"),  # midnight occurs twice
-    ("Africa/Cairo", "2026-10-29 21:00"),  # returns from midnight to 23:00
-    ("Australia/Lord_Howe", "2026-04-04 15:00"),  # half an hour
-    ("Asia/Kathmandu", "2026-03-14 18:15"),
-    ("Pacific/Apia", "2011-12-30 10:00"),  # leaves out a Friday
-]
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ def cases(draw: st.DrawFn) -> Case:
         max_runtime=draw(hours),
         policies={"Often": 8 * HOUR, "Monthly": 744 * HOUR},
     )
-    end = datetime.fromisoformat(change).replace(tzinfo=UTC) + draw(steps(48))
+    end = change + draw(steps(48))
     moments = steps(240).map(lambda before: end - before)
     runs = []
     for number in range(draw(st.integers(0, 8))):
