@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import Engine, event
 
 from audit.errors import AuditError
-from audit.history import ContainerHistory, parse_period
-from audit.policy import DAY, HOUR, UTC, Run
+from audit.history import ContainerHistory, last_days, look_back, parse_period
+from audit.policy import DAY, HOUR, UTC, Container, Run
 from tests.builders import NOW, Site
 from tests.histories import MINUTE, NOTHING, RULES, TICK, UNKNOWN, at, bad, nights, past, run
 
@@ -117,6 +117,12 @@ def test_before_a_container_is_known_nothing_counts(
     assert (letters(history), history.counted) == (expected, max(NOW - since, NOTHING))
     assert (history.ratio is None) is (not history.counted)
     assert history.worst_age == (NOW - at(known) if known and history.counted else None)
+
+
+def test_a_container_created_after_the_period_does_not_count_but_a_wrong_stamp_is_unknown() -> None:
+    period = replace(last_days(2, at("14 00:00"), UTC), now=at("2026-04-01 00:00"))
+    for created, expected in (("20 00:00", "bb"), ("2026-04-01 00:06", "--")):
+        assert letters(look_back(Container(7, "sales", "Daily", created=at(created)), [], period, RULES)) == expected
 
 
 # --- Figures -------------------------------------------------------------------------------------------
