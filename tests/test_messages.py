@@ -1,6 +1,6 @@
 r"""What messages say: real lines of DB4Sci, the dump programs, docker and shells, whole and cut off.
 
-The samples stand one to a line, by what they guard, with `\n`, `\r`, `\t` and `\e` for a line end, a tab, an escape.
+The samples stand one to a line, with `\n`, `\r`, `\t` and `\e` for a line end, a tab, an escape.
 """
 
 from __future__ import annotations
@@ -16,46 +16,32 @@ from hypothesis import strategies as st
 from audit.messages import TROUBLE, Meaning, Patterns, Said, judge, judge_line, kind, pattern_for
 
 CUT = 100
-"""Some versions of DB4Sci keep only so many characters of a message."""
+"""How much some versions of DB4Sci keep of a message."""
 
 
-def samples(block: str) -> dict[str, list[str]]:
-    """The samples of a block, by the comment above them."""
-    found: dict[str, list[str]] = {}
-    for line in block.strip().split("\n"):
-        if line.startswith("# "):
-            found[line[2:]] = []
-        else:
-            for sign, char in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t"), ("\\e", "\x1b")):
-                line = line.replace(sign, char)
-            found[list(found)[-1]].append(line)
-    return found
+def samples(block: str) -> list[object]:
+    """The samples of a block as parameters; lines with a `#` are headings."""
+    lines = [line for line in block.strip().split("\n") if not line.startswith("# ")]
+    for sign, char in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t"), ("\\e", "\x1b")):
+        lines = [line.replace(sign, char) for line in lines]
+    return [pytest.param(line, id=re.sub(r"\W+", " ", line).strip()[:60]) for line in lines]
 
 
 FAILED = samples(r"""
 # DB4Sci: what it says itself
 MariaDB Backup error.  Container: sales\nError message: upload failed: - to s3://site-backups/sales/2026
-MariaDB Backup exception. Container: sales\nException: [Errno 2] No such file or directory: 'mariadb-dum
-Error: MyDB Postgres Backup; psycopg2 connect:  container: sales, message: timeout expired,connect string
 Backing up to S3: s3://b/sales.sql\nCommand: pg_dumpall -g\n\nBackup command failed (exit code 1):
-Database: sales\nError: Backing up to S3: s3://b/sales.dump
 # pg_dump: new and old labels
 pg_dump: error: query failed: ERROR:  permission denied for table visits
-pg_dump: error: connection to server on socket "/var/run/postgresql/.s.PGSQL.5432" failed: No such f
 pg_dump: Dumping the contents of table "visits" failed: PQgetResult() failed.
 pg_dump: server version: 13.4 (Debian 13.4-1.pgdg100+1); pg_dump version: 12.8
 pg_dump: schema with OID 2200 does not exist
-pg_dumpall: could not connect to database "template1": FATAL:  sorry, too many clients already
 could not change directory to "/root": Permission denied\npg_dumpall: error: too many command-line ar
-FATAL:  the database system is starting up
 # pg_dump and shells: other languages
 pg_dump: [归档 (db)] 与数据库 "postgres" 联接失败: 无法联接到服务器: 不是目录
-pg_dump: Fehler: Abfrage gescheitert
 ./db_smart_backup.sh: line 328:  : commande introuvable
 # mysqldump and mariadb-dump: anything but known warnings
 mysqldump: Table gone away
-/usr/bin/mysqldump: Got packet bigger than 'max_allowed_packet' bytes
-mariadb-dump: Error 1412: Table definition has changed, please retry transaction when dumping table
 mysqldump: [Warning] Using a password on the command line interface can be insecure.\nmysqldump: Couldn't
 # mongodump: behind a time stamp
 2019-03-02T18:09:11.402-0800\tFailed: error connecting to db server: no reachable servers
@@ -63,33 +49,25 @@ time="2018-04-10T02:21:00Z" level=error msg="Backup of shop"
 # neo4j-admin and Java: names of exceptions, and a warning that is none
 stopped.\nUnmatched arguments from index 0: 'dump', '--database=neo4j', '--to=/backups/neo4j_2024-05-
 java.lang.OutOfMemoryError: Java heap space
-org.neo4j.cli.CommandFailedException: Consistency checking
 OpenJDK 64-Bit Server VM warning: INFO: os::commit_memory(0x0, 1, 0) failed; error='Cannot allocate
 # aws: a dump that was left out is no warning
 warning: Skipping file /data/backup/xxxxx.tgz/. File does not exist.
 Completed 8.0 MiB/~8.0 MiB (4.9 MiB/s) with ~1 file(s) remaining\rupload failed: - to s3://site-backups/x
-A client error (RequestTimeTooSkewed) occurred when calling the UploadPart operation: The difference
-'AWSHTTPSConnection' object has no attribute 'ssl_context'
 # docker and podman
 the input device is not a TTY
-FATA[0000] cannot enable tty mode on non tty input
 Error response from daemon: Container mycontainer is paused, unpause the container before exec
 # cp, gzip, tar, ssh: whatever they say
 cp: 'a' and 'b' are the same file
-/bin/cp: cannot stat '/data/databases/graph.db': No such file or directory
-ssh: connect to host db port 22: Connection refused
+/bin/cp: cannot stat '/data/it's failed/graph.db': No such file or directory
 # shells
 sh: 1: mysqldump: not found
 backup.sh: 2: set: Illegal option -o pipefail
-line 5: 12345 Killed                  pg_dump -U x
 The program 'mongodump' is currently not installed. You can install it by typing:\napt install mongod
 # Python
 Traceback (most recent call last):\n  File "/opt/mydb/backup.py", line 88, in run
-ConnectionRefusedError: [Errno 111]
 # exit codes and bare words, in any case and colour
 exit status 137
 backup process returned 2
-Finished with 2 errors
 Backup FAILED
 \e[31merror\e[0m: odd
 """)
@@ -99,17 +77,13 @@ FINE = samples(r"""
 \nExecuted Postgres dump_all commands:\npg_dump --dbname sales --username pgdba  -F c -f /var/lib/pos
 \nExecuting Postgres backup to S3: s3://site-backups\nExecuting Postgres dump_all globals command: pg_du
 \nExecuted MariaDB dump command:\n    mariadb-dump -h db -P 32015 -u root -pxxxxx --single-transaction
-\nExecuting MariaDB backup to S3: s3://site-backups/mydb/sales/
 \nExecuting Mongo backup to S3: s3://b\nExecuting: mongodump --username dbaas\n     to: s3://b/archive
 \nBacking up globals to: s3://b/x.sql\nBacking up to S3: s3://b/x.sql\nCommand: pg_dumpall -g --host db\n
 \nBacking up 2 database(s):\n\nDatabase: sales written to: s3://b/x.dump\nBackup completed successfully\n
 Dump file: s3://b/sales.sql
 # names that hold words of trouble
 pg_dump --dbname error_tracking --username pgdba\npg_dump --dbname failed-trials -f /error/failed.dump
-Database: no such table written to: s3://b/failed.dump
 upload: ./failed.dump to s3://error/failed.dump
-2026-03-13T18:07:31.402+0000\twriting admin.failed to /dump/error/failed.bson
-2026-03-13T18:07:31.402+0000\tdone dumping shop.error (42 documents)
 pg_dump: dumping contents of table public.failed
 # pg_dump: progress and harmless warnings, with the lines that follow them
 pg_dump: last built-in OID is 16383\npg_dump: identifying extension members\npg_dump: reading schemas
@@ -161,23 +135,17 @@ Warning: Permanently added 'failed' (ED25519) to the list of known hosts.
 UNRECOGNISED = samples(r"""
 # what nobody has ever seen, alone or among lines that are fine
 Disk is 100% used
-S3 returned 503 Slow Down
 dump size 0 bytes
 \nExecuted Postgres dump_all commands:\npg_dump --dbname sales -F c\nResult: something odd\n
-2026-03-13T18:07:31.402+0000\tsomething odd
 Completed 8.0 MiB/~8.0 MiB (4.9 MiB/s) with ~1 file(s) remaining\rsomething odd
 pg_dump: something odd
-# a beginning of a fine line that is not the message's last line
-Executing Postgres back\n
 # unknown warnings, whatever their words
 pg_dump: warning: something failed
-mysqldump: [Warning] unknown variable 'loose-x'
 WARN[0000] no such thing
 backup.sh: line 3: warning: here-document not found
 # errors that did not happen
 exit status 0
 0 errors
-Backup finished without errors
 errors: 0, failed: 0
 connect timeout 30
 # words of trouble in names, paths and quotes
@@ -185,28 +153,19 @@ odd: failed-trials error.log error_tracking /backup/failed s3://error/x "failed"
 """)
 
 
-def each(samples: dict[str, list[str]]) -> list[object]:
-    return [
-        pytest.param(sample, id=re.sub(r"\W+", " ", f"{guards.split(':')[0]} {sample}").strip()[:60])
-        for guards, group in samples.items()
-        for sample in group
-    ]
-
-
-def version_1(name: str, result: str = "", databases: int = 30) -> str:
-    """A message of version 1: a command and its output for each database; `result` is that of the tenth."""
+def version_1(name: str, result: str = "") -> str:
+    """A message of version 1: a command and its output for each of three databases; `result` is that of the second."""
     command = f"pg_dump --dbname {name} --username pgdba  -F c -f /var/lib/postgresql/backup/{name}.dump\nResult: "
-    outputs = (result if number == 9 else "" for number in range(databases))
-    return "\nExecuted Postgres dump_all commands:\n" + "".join(f"{command}{output}\n" for output in outputs)
+    return f"\nExecuted Postgres dump_all commands:\n{command}\n{command}{result}\n{command}\n"
 
 
-@pytest.mark.parametrize("message", each(FAILED))
+@pytest.mark.parametrize("message", FAILED)
 def test_a_failure_is_an_error_wherever_it_stands(message: str) -> None:
     assert judge(message[:CUT]).meaning is Meaning.ERROR
     assert judge(version_1("sales", message)).meaning is Meaning.ERROR
 
 
-@pytest.mark.parametrize("message", each(FINE))
+@pytest.mark.parametrize("message", FINE)
 def test_a_good_night_is_fine_and_stays_so_wherever_it_is_cut(message: str) -> None:
     for length in range(len(message) + 1):
         assert judge(message[:length]) == Said(Meaning.FINE, None), message[:length]
@@ -214,7 +173,7 @@ def test_a_good_night_is_fine_and_stays_so_wherever_it_is_cut(message: str) -> N
     assert judge(f"{message}\nodd") == Said(Meaning.UNRECOGNISED, "odd")
 
 
-@pytest.mark.parametrize("message", each(UNRECOGNISED))
+@pytest.mark.parametrize("message", UNRECOGNISED)
 def test_what_nobody_knows_is_neither_fine_nor_an_error(message: str) -> None:
     assert judge(message).meaning is Meaning.UNRECOGNISED
     assert judge(version_1("sales", message)).meaning is Meaning.UNRECOGNISED
@@ -229,50 +188,42 @@ def test_each_word_of_trouble_counts_where_it_stands_alone_and_not_in_a_name() -
             assert judge_line(f"odd /{words} x-{words} {words}_x {words}.log '{words}'") is Meaning.UNRECOGNISED, words
 
 
-def test_an_empty_message_is_fine() -> None:
-    for message in (None, "", " \t", "\r\n\n", "\x0b \u2003"):
-        assert judge(message) == Said(Meaning.FINE, None)
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_the_first_error_decides_else_the_first_unrecognised_line(end: str) -> None:
     lines = ["upload: - to s3://b/x", "Result:  odd \t", "odder", "  pg_dump: error: a", "pg_dump: error: b"]
     assert judge(end.join(lines)) == Said(Meaning.ERROR, "pg_dump: error: a")
     assert judge(end.join(lines[:3])) == Said(Meaning.UNRECOGNISED, "odd")
-    assert judge(end.join(lines[:1])) == Said(Meaning.FINE, None)
+    for fine in (None, "", end, f" \t{end}\x0b \u2003", lines[0]):
+        assert judge(fine) == Said(Meaning.FINE, None)
 
 
 def test_only_a_last_line_may_be_cut_off() -> None:
     for line in ("Executing Postgres dump_all globals comma", "2026-03-13T18:0", "W", "Resul", "/usr/bin/mysqld"):
-        assert judge_line(line, cut_off=True) is Meaning.FINE
-        assert judge_line(line) is Meaning.UNRECOGNISED
-    assert judge_line("pg_dump: error", cut_off=True) is Meaning.ERROR
+        assert judge(f"Enter password:\n{line}").meaning is Meaning.FINE
+        assert judge(f"{line}\n") == Said(Meaning.UNRECOGNISED, line)
+    assert judge("pg_dump: error").meaning is Meaning.ERROR
 
 
 def test_a_sites_patterns_come_first_and_its_errors_before_its_successes() -> None:
     errors = (re.compile("^tape .* offline"), re.compile("sales"))
     site = Patterns(errors, successes=(re.compile("^tape"), re.compile("failed 3")))
-    assert judge_line("Result: tape 7 is offline", site) is Meaning.ERROR
-    assert judge_line("pg_dump --dbname sales", site) is Meaning.ERROR  # built in as fine
-    assert judge_line("Result: tape 7 is full", site) is Meaning.FINE  # built in as an error
-    assert judge_line("the tape failed 3 times", site) is Meaning.FINE
-    assert judge_line("the tape failed 4 times", site) is Meaning.ERROR
-    assert judge("tape 1\ntape 7 is offline\ntape 2", site) == Said(Meaning.ERROR, "tape 7 is offline")
+    for line, meaning in (
+        ("Result: tape 7 is offline", Meaning.ERROR),
+        ("pg_dump --dbname sales", Meaning.ERROR),  # built in as fine
+        ("Result: tape 7 is full", Meaning.FINE),  # built in as an error
+        ("the tape failed 3 times", Meaning.FINE),
+        ("the tape failed 4 times", Meaning.ERROR),
+    ):
+        assert judge(f"tape 1\n{line}\ntape 2", site).meaning is meaning, line
 
 
 @given(st.text(st.characters(exclude_characters="\r\n"), min_size=1))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_no_name_makes_a_good_night_an_error(name: str) -> None:
     stamp = "2026-03-13T18:07:31.402+0000\t"
-    dump = f"{version_1(name, databases=2)}Database: {name} written to: s3://b/{name}\nDump file: s3://b/{name}\n"
+    dump = f"{version_1(name)}Database: {name} written to: s3://b/{name}\nDump file: s3://b/{name}\n"
     message = f"{dump}{stamp}writing {name}.x to /{name}\n{stamp}done dumping {name}.x (1 document)"
     assert judge(message).meaning is Meaning.FINE
-
-
-def test_no_name_hides_an_error() -> None:
-    for name in ("error", "failed", "it's failed", '"failed"', "\x1b[31merror\x1b[0m", "☃ ü", "ſı"):
-        assert judge(f'pg_dump: error: connection to database "{name}" failed').meaning is Meaning.ERROR
-        assert judge(f"/bin/cp: cannot stat '/data/{name}/graph.db': No such file").meaning is Meaning.ERROR
 
 
 def test_lines_of_one_kind_differ_in_numbers_ids_and_their_own_name() -> None:
@@ -293,7 +244,7 @@ def test_lines_of_one_kind_differ_in_numbers_ids_and_their_own_name() -> None:
         ("it's \\ü\t\x00 ", r"^it\'s \\ü\t\x00$"),
         ("OK", "^OK$"),  # not everything that begins so
         ("12", "^12$"),  # not every number
-        ("sales", "^sales$"),  # not every word
+        ("sales", "^sales$"),
         ("odd " * 100, "^" + "odd " * 20),
     ],
 )
@@ -302,7 +253,7 @@ def test_the_pattern_to_paste_can_be_read(line: str, pattern: str) -> None:
 
 
 @given(st.text(max_size=120), st.sampled_from(["", "sales", "a", "7", "é"]))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_a_pasted_pattern_is_valid_python_and_makes_the_line_fine(text: str, name: str) -> None:
     said = judge(text)
     if said.line is not None:
@@ -312,11 +263,10 @@ def test_a_pasted_pattern_is_valid_python_and_makes_the_line_fine(text: str, nam
 
 
 UNITS = "a| a|a/|a:| '|\"|[#|/x/|warning:|(-|\t|\n|x\n|error-|\x1b[|2026-03-13|Database:|pg_dump --\n|OpenJDK -"
-HOSTILE = UNITS.split("|")
-"""Units of a long line, or of many lines."""
+"""Units of a long line, or of many lines, that could make a regular expression slow."""
 
 
-@pytest.mark.parametrize("unit", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("unit", UNITS.split("|"), ids=ascii)
 def test_the_time_grows_with_the_length_of_a_message_and_not_with_its_square(unit: str) -> None:
     def seconds(size: int) -> float:
         message = (unit * (size // len(unit) + 1))[:size] + " odd"
