@@ -7,7 +7,6 @@ It never reads a clock: it answers for a moment, as `--at` does, and does not se
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -19,11 +18,10 @@ from sqlalchemy import Engine, text
 
 ERROR = "pg_dump: error: query failed: ERROR:  permission denied for table visits"
 UNKNOWN = "Disk is 100% used"
-"""Beside the empty line the only ones that the oracle can judge without a site's own patterns."""
+"""Beside the empty line the only ones that the oracle can judge."""
+JUDGED = {"": "fine", ERROR: "error", UNKNOWN: "unrecognised"}
 
 POLICY_KEYS = ("Info.BACKUP_FREQ", "Info.backup_freq", "Info.labels.BACKUP_FREQ", "Info.labels.backup_freq")
-WARNINGS = ("unsure", "running", "paused", "late")
-CRITICAL = ("no_policy", "failed", "stalled", "missed")
 LONG_AGO = datetime(1970, 1, 1, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -44,16 +42,6 @@ class Rules:
     extra_jobs: Mapping[str, str] = field(default_factory=dict)
     timezone: str = "UTC"
     db_timezone: str = "UTC"
-    error_patterns: tuple[str, ...] = ()
-    success_patterns: tuple[str, ...] = ()
-
-    def judge(self, line: str) -> str:
-        """Whether a line of a message is an `error`, `fine` or `unrecognised`."""
-        if any(re.search(pattern, line) for pattern in self.error_patterns):
-            return "error"
-        if any(re.search(pattern, line) for pattern in self.success_patterns):
-            return "fine"
-        return {"": "fine", ERROR: "error", UNKNOWN: "unrecognised"}[line]
 
     def due(self, policy: str | None, base: datetime) -> datetime | None:
         """When a newer good backup must have started, after one that started at `base`; None if never."""
@@ -120,11 +108,6 @@ class Verdict(NamedTuple):
     typical: timedelta | None
     line: str | None
 
-    @property
-    def severity(self) -> int:
-        """0, 1 or 2."""
-        return 2 if self.status in CRITICAL else int(self.status in WARNINGS)
-
 
 class Oracle:
     """All rows of a site, and the rules that it is judged by."""
@@ -137,16 +120,12 @@ class Oracle:
             log = db.execute(text("SELECT * FROM backups ORDER BY id")).all()
         self.stamps: dict[Key, list[datetime]] = {}
         self.log: dict[Key, list[Row]] = {}
-        self.names: dict[Key, str] = {}
-        self.undated = 0
         for row in log:
             ts, state = _utc(row.ts, ZoneInfo(rules.db_timezone)), (row.state or "").strip().lower()
             key = (row.c_id, "" if row.c_id else row.name)
             if ts is None:
-                self.undated += 1
                 continue
             self.stamps.setdefault(key, []).append(ts)
-            self.names[key] = row.name
             if row.backup_id is not None and state in ("start", "end"):
                 self.log.setdefault(key, []).append(Row(ts, state, row.backup_id, row.err_msg or ""))
         self.subjects: dict[Key, Subject] = {}
@@ -180,7 +159,7 @@ class Oracle:
             else:
                 run.ended = row.ts
             for line in row.message.split("\n"):
-                kind = self.rules.judge(line.removeprefix("Result: "))
+                kind = JUDGED[line.removeprefix("Result: ")]
                 run.error = line if run.error is None and kind == "error" else run.error
                 run.unrecognised = line if run.unrecognised is None and kind == "unrecognised" else run.unrecognised
         return sorted((run for runs in by_id.values() for run in runs), key=lambda run: run.started)
@@ -230,26 +209,6 @@ class Oracle:
     def _creation(self, subject: Subject, at: datetime) -> datetime:
         known = subject.created and subject.created <= at + timedelta(minutes=5)
         return subject.created if known and subject.created else LONG_AGO
-
-    def silent(self, at: datetime) -> bool:
-        """Whether the site logged no run within the window, and a container is late or missed."""
-        newest = max((row.ts for rows in self.log.values() for row in rows if row.ts <= at), default=LONG_AGO)
-        return newest < at - self.rules.window * HOUR and self._overdue(at) != []
-
-    def stopped_at(self, at: datetime) -> str | None:
-        """The container whose run is the site's newest and never ended, if that explains what is late or missed."""
-        site = {log: self.runs(log, at) for log in self.log}
-        log = max((log for log in site if site[log]), key=lambda log: site[log][-1].started, default=(0, ""))
-        if not site.get(log) or site[log][-1].outcome(at, self.limit(site[log], at)[0]) != "stalled":
-            return None
-        stop = site[log][-1].started
-        waiting = [run for each in self._overdue(at) for run in site.get(each, []) if run.started < stop]
-        names = self.names | {subject.log: name for (_, name), subject in self.subjects.items()}
-        return names[log] if any(run.started >= stop - 7 * DAY for run in waiting) else None
-
-    def _overdue(self, at: datetime) -> list[Key]:
-        verdicts = self.verdicts(at)
-        return [self.subjects[key].log for key in verdicts if verdicts[key].status in ("late", "missed")]
 
     def history(self, at: datetime, days: float) -> dict[Key, tuple[float, timedelta] | None]:
         """The covered ratio of the last `days` x 24 hours and the worst age, None where no time counts."""

@@ -19,11 +19,10 @@ from sqlalchemy import delete, insert
 from models import BackupLog, Base, ContainerRow, ContainerState
 from tests.builders import Site, series
 from tests.db4sci import document
-from tests.oracle import DAY, ERROR, HOUR, UNKNOWN, Key, Oracle, Rules, Verdict
+from tests.oracle import DAY, ERROR, HOUR, UNKNOWN, Key, Oracle, Rules
 
 SEARCH = os.environ.get("HYPOTHESIS_PROFILE") == "search"
-MANY = random.SystemRandom().sample(range(10**6), 60) if SEARCH else range(4)
-FEW = MANY[: 20 if SEARCH else 1]
+SEEDS = random.SystemRandom().sample(range(10**6), 60) if SEARCH else range(3)
 SECOND = timedelta(seconds=1)
 ZONES = ("UTC", "Europe/Berlin", "America/Los_Angeles")
 CLOCKS_CHANGE = tuple(datetime(2026, *day, tzinfo=timezone.utc) for day in ((3, 8), (3, 29), (10, 25), (11, 1)))
@@ -32,7 +31,6 @@ FINE = (None, "", "\n", "\nResult: \n")
 WRONG = (ERROR, f"\n\nResult: {ERROR}\n", f"{UNKNOWN}\nResult: {ERROR}")
 DOUBTFUL = (UNKNOWN, f"\nResult: {UNKNOWN}\n")
 COMMON = ("good", "wrong", "never ended", "wrong at start", "wrong, never ended", "doubtful", "no start")
-RARE = ("ended before", "second start", "second end", "twice")
 
 
 @dataclass
@@ -58,9 +56,8 @@ class Story:
         rules = vars(self.rules)
         hours = {f"{name}_hours": rules[name] for name in ("window", "grace", "max_runtime")}
         same = {name: rules[name] for name in ("weekly_day", "extra_jobs", "timezone", "db_timezone")}
-        patterns = {name: list(rules[name]) for name in ("error_patterns", "success_patterns")}
         policies = {name.title(): each for name, each in self.rules.policies.items()}
-        site.config(**hours, **same, **patterns, policies=policies, history_days=self.days)
+        site.config(**hours, **same, policies=policies, history_days=self.days)
         return Oracle(site.engine, self.rules)
 
     def add(self, c_id: int, ts: datetime | None, state: str | None, backup_id: str | None, message: Any = "") -> None:
@@ -82,20 +79,11 @@ class Story:
 
     def run(self, c_id: int, start: datetime, took: timedelta, kind: str, taken: set[datetime]) -> None:
         """Log a run of this kind; nothing if another run of the container has a row of the same stamp."""
-        rng, end = self.rng, start + took
+        rng = self.rng
         first = rng.choice(WRONG if kind in ("wrong at start", "wrong, never ended") else FINE)
         last = rng.choice(WRONG if kind == "wrong" else DOUBTFUL if kind == "doubtful" else FINE)
-        rows: list[tuple[datetime, str, str | None]] = [(start, "start", first), (end, "end", last)]
-        if kind == "ended before":
-            rows[1] = (start - 60 * SECOND, "end", last)
-        elif kind == "second start":
-            rows.append((end + rng.choice((0, 1, 3600)) * SECOND, "start", ""))
-            rows += [(end + 2 * HOUR, "end", rng.choice(("", ERROR)))] * rng.randrange(2)
-        elif kind == "second end":
-            rows.append((end + HOUR, "end", rng.choice(("", ERROR, UNKNOWN))))
-        elif kind == "twice":
-            rows *= 2
-        elif kind == "no start":
+        rows = [(start, "start", first), (start + took, "end", last)]
+        if kind == "no start":
             del rows[0]
         elif kind.endswith("never ended"):
             del rows[1]
@@ -119,7 +107,7 @@ class Story:
         for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 5))):
             start = rng.choice((self.moment(), self.moment(), self.at - 10 * took, self.at - 2 * took - SECOND))
             long = rng.choice((took, took, 10 * took, 10 * SECOND, rng.randrange(100_000) * SECOND))
-            self.run(c_id, start, long, rng.choice((*["good"] * 4, *COMMON, *RARE)), taken)
+            self.run(c_id, start, long, rng.choice((*["good"] * 4, *COMMON)), taken)
         for day in range(rng.choice((0, 0, 0, 2, 12))):  # what goes wrong night after night
             self.run(c_id, evening - day * DAY - SECOND, took, rng.choice(COMMON[1:3]), taken)
         if c_id > 0 and rng.random() < 0.2:  # rows that say nothing
@@ -140,8 +128,6 @@ def story(seed: int, containers: int = 30) -> Story:
         extra_jobs={"job0": "Daily"},
         timezone=rng.choice(ZONES),
         db_timezone=rng.choice(("UTC", *ZONES)),
-        error_patterns=rng.choice(((), (), ("[0-9]+% used",), ("^Disk", "quota"))),
-        success_patterns=rng.choice(((), (), ("^Disk is",), ("for table visits$",))),
     )
     at = rng.choice(CLOCKS_CHANGE) + rng.randrange(4 * 86400) * SECOND
     made = Story(rng, rules, at, rng.choice((7, 30, 60)))
@@ -167,24 +153,25 @@ def story(seed: int, containers: int = 30) -> Story:
     return made
 
 
-def audit(site: Site, at: datetime, *history: str) -> dict[Key, dict[str, Any]]:
-    """The containers of the JSON report as of that moment; a textfile is written as well."""
-    done = site.audit("--json", "--at", at.isoformat(), *(history or ("--output", str(site.textfile))))
-    assert done.status < 3, done.err
-    return {(each["c_id"] or 0, each["name"]): each for each in json.loads(done.out)["containers"]}
-
-
 def told(site: Site, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
-    """What the audit says of each container, in the form of `expected`."""
-    answer, past = audit(site, at), audit(site, at, "--history", str(days))
+    """What the audit says of each container as of that moment, in the form of `expected`."""
+
+    def audit(*argv: str) -> dict[Key, dict[str, Any]]:
+        done = site.audit("--json", "--at", at.isoformat(), *argv)
+        assert done.status < 3, done.err
+        return {(each["c_id"] or 0, each["name"]): each for each in json.loads(done.out)["containers"]}
+
+    answer, past = audit("--output", str(site.textfile)), audit("--history", str(days))
     samples = site.samples()
     infos = [dict(labels) for metric, labels in samples if metric == "mydb_backup_failure_info"]
     lines = {(int(info["c_id"]), info["name"]): info["error"] for info in infos}
     for key, container in answer.items():
         good, last = container["last_success"], container["last_run"]
         labels = {"name": key[1], "c_id": str(key[0])}
-        names = ("status", "severity", "status_yesterday", "failures_in_a_row")
-        answer[key] = {name: container[name] for name in names} | {
+        answer[key] = {
+            "status": container["status"],
+            "yesterday": container["status_yesterday"],
+            "failures in a row": container["failures_in_a_row"],
             "due": since_known(utc(container["due"])),
             "last success": good and (utc(good["started"]), utc(good["ended"]), good["duration_seconds"]),
             "last run": last and (utc(last["started"]), last["outcome"]),
@@ -199,27 +186,24 @@ def told(site: Site, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
 
 def expected(oracle: Oracle, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
     """What the oracle says of each container."""
-    verdicts, before, past = oracle.verdicts(at), oracle.verdicts(at - DAY, at), oracle.history(at, days)
-    return {key: _expected(verdict, before.get(key), past[key]) for key, verdict in verdicts.items()}
-
-
-def _expected(verdict: Verdict, before: Verdict | None, past: tuple[float, timedelta] | None) -> dict[str, Any]:
-    good, last = verdict.last_success, verdict.last_run
-    ratio = past and pytest.approx(past[0], abs=1e-6)
-    return {
-        "status": verdict.status,
-        "severity": verdict.severity,
-        "status_yesterday": before and before.status,
-        "failures_in_a_row": verdict.failures_in_a_row,
-        "due": since_known(verdict.due),
-        "last success": good and (good.started, good.ended, seconds(good.duration)),
-        "last run": last and (last.started, verdict.last_outcome),
-        "line": verdict.line and " ".join(verdict.line.removeprefix("Result: ").split()),
-        "typical": seconds(verdict.typical),
-        "metric of the ratio": ratio,
-        "ratio": ratio,
-        "worst age": past and pytest.approx(past[1].total_seconds(), abs=1),
-    }
+    before, history, answer = oracle.verdicts(at - DAY, at), oracle.history(at, days), {}
+    for key, verdict in oracle.verdicts(at).items():
+        good, last, past = verdict.last_success, verdict.last_run, history[key]
+        ratio = past and pytest.approx(past[0], abs=1e-6)
+        answer[key] = {
+            "status": verdict.status,
+            "yesterday": before[key].status if key in before else None,
+            "failures in a row": verdict.failures_in_a_row,
+            "due": since_known(verdict.due),
+            "last success": good and (good.started, good.ended, seconds(good.duration)),
+            "last run": last and (last.started, verdict.last_outcome),
+            "line": verdict.line and " ".join(verdict.line.removeprefix("Result: ").split()),
+            "typical": seconds(verdict.typical),
+            "metric of the ratio": ratio,
+            "ratio": ratio,
+            "worst age": past and pytest.approx(past[1].total_seconds(), abs=1),
+        }
+    return answer
 
 
 def utc(stamp: str | None) -> datetime | None:
@@ -240,38 +224,17 @@ def agree(site: Site, made: Story, at: datetime) -> None:
     oracle = made.write(site)
     want, got = expected(oracle, at, made.days), told(site, at, made.days)
     assert got.keys() == want.keys()
-    wrong = {
-        (*key, name): {"expected": want[key][name], "got": got[key][name]}
-        for key in want
-        for name in want[key]
-        if want[key][name] != got[key][name]
-    }
+    wrong = {key: (want[key], got[key]) for key in want if want[key] != got[key]}
     assert wrong == {}, f"as of {at}"
-    assert site.samples()[series("mydb_backup_log_rows_ignored", reason="undated")] == oracle.undated
 
 
-@pytest.mark.parametrize("seed", MANY)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_verdicts_and_figures_are_those_of_a_full_read(sqlite_site: Site, seed: int) -> None:
     made = story(seed)
     for at in (made.at, made.moment() if seed % 2 else made.at + made.rng.uniform(1, 1500) * HOUR):
         agree(sqlite_site, made, at)
 
 
-@pytest.mark.parametrize("seed", FEW)
-def test_postgresql_is_read_alike(site: Site, seed: int) -> None:
-    made = story(seed, containers=15)
+def test_postgresql_is_read_alike(site: Site) -> None:
+    made = story(SEEDS[0], containers=15)
     agree(site, made, made.at)
-
-
-@pytest.mark.parametrize("seed", MANY)
-def test_the_headline_tells_a_silent_site_and_where_a_night_broke_off(sqlite_site: Site, seed: int) -> None:
-    for number in range(4):
-        made = story(seed * 100 + number, containers=3)
-        stop = made.at + 3 * HOUR  # all other rows are older
-        made.run(1, stop, HOUR, made.rng.choice(("good", "never ended", "never ended")), set())
-        oracle, at = made.write(sqlite_site), stop + made.rng.choice((0.5, 1, 2, 12, 23, 24, 26.5, 40)) * HOUR
-        printed = " ".join(sqlite_site.audit("--at", at.isoformat()).out.split())
-        silent, stopped_at = oracle.silent(at), oracle.stopped_at(at)
-        assert ("The whole site logged no backup run since" in printed) == silent, number
-        if not silent:
-            assert printed.partition("probably stopped at ")[2].partition(":")[0] == (stopped_at or ""), number
