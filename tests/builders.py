@@ -28,15 +28,10 @@ from tests.postgres import Database
 
 TOP = Path(__file__).resolve().parent.parent
 """Where `backup_audit.py` stands."""
-
 NOW = datetime(2026, 3, 14, 7, 0, tzinfo=timezone.utc)
 """The moment of the audit where a test does not say another (`--at`); a Saturday, as in docs/rules.md."""
-
 CREATED = datetime(2025, 1, 15, 9, 30)
-"""The creation of a container where a test does not say another (naive UTC, as in `containers.ts`)."""
-
 UNSET: Final = object()
-
 Sample = tuple[str, frozenset[tuple[str, str]]]
 """The name of a metric and its labels."""
 
@@ -60,7 +55,6 @@ class Site:
     """An admin database of its own for one test, and a folder for the configuration and the textfiles."""
 
     engine: Engine
-    """Writes; the audit makes its own."""
     settings: dict[str, Any]
     """The part of `mydb_config.py` that says where the database is."""
     folder: Path
@@ -116,8 +110,8 @@ class Site:
         """Add a container and its state, and return its `c_id`.
 
         `data` replaces the whole document. With `active=False` there is no `container_state` row, with
-        `metadata=False` no `containers` row (then give a `c_id`). `state_name` is the name in
-        `container_state` where that differs. An aware `created` is written as UTC.
+        `metadata=False` no `containers` row (then give a `c_id`). `state_name` is the name in `container_state` where
+        that differs.
         """
         if data is UNSET:
             data = document(name, policy, engine=engine, owner=owner, contact=contact, version=version)
@@ -128,8 +122,7 @@ class Site:
                 session.add(row)
                 session.flush()
                 c_id = row.id
-            if c_id is None:
-                raise ValueError("a container without metadata needs a c_id")
+            assert c_id is not None
             if active:
                 shown = name if state_name is UNSET else state_name
                 admin_db.add_state(session, c_id, shown, state, changed_by="admin", ts=when)
@@ -151,8 +144,8 @@ class Site:
     ) -> str:
         """Log one backup run, its `start` row and, if it `ended`, its `end` row; returns the `backup_id`.
 
-        `error` goes to the last of these rows, or to the first with `error_at_start`, as version 1 has
-        it; `message` is the `err_msg` of a row without error. Naive times are the host's local time.
+        `error` goes to the last of these rows, or to the first with `error_at_start`, as version 1 has it; `message` is
+        the `err_msg` of a row without error. Naive times are those of the log.
         """
         times = {"start": _naive(started, self.zone)} | ({"end": _naive(ended, self.zone)} if ended else {})
         backup_id = f"{times['start']:%Y%m%d-%H:%M:%S}" if backup_id is None else backup_id
@@ -194,8 +187,7 @@ class Site:
                 status: object = backup_audit.main(self._arguments(argv))
             except SystemExit as end:
                 status = end.code or 0
-        if not isinstance(status, int):
-            raise TypeError(f"the exit status is {status!r}")
+        assert isinstance(status, int)
         return Result(status, out.text(), err.text())
 
     def process(
@@ -240,13 +232,12 @@ class _Stream(io.TextIOWrapper):
     """Stands in for stdout: UTF-8 text with a buffer beneath, like the real one."""
 
     def __init__(self, terminal: bool) -> None:
-        self._bytes = io.BytesIO()
         self._terminal = terminal
-        super().__init__(self._bytes, encoding="utf-8", newline="", write_through=True)
+        super().__init__(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
 
     def isatty(self) -> bool:
         return self._terminal
 
     def text(self) -> str:
-        self.flush()
-        return self._bytes.getvalue().decode("utf-8")
+        self.seek(0)
+        return self.read()
