@@ -57,9 +57,8 @@ class Trace(NamedTuple):
     """What one backup leaves in the log; `{good}` is what a good one says, `{partly}` one that lacks a database."""
 
     start: str | None = ""
-    """The message of the `start` row; None if there is none."""
     end: str | None = "{good}"
-    """The message of the `end` row; None if there is none."""
+    """The messages of the rows; None if there is no such row."""
     seconds: float | None = None
     """From `start` to `end`; None is the container's usual time."""
     ends_night: bool = False
@@ -169,37 +168,32 @@ class DB4Sci:
         with admin_db.writing_session(self.engine) as session:
             c_id: int = admin_db.add_container(session, name, data, utc).id
             admin_db.add_state(session, c_id, name, last_state="created", changed_by="DBaaS", ts=utc)
-            admin_db.log_action(
-                session, c_id, name, "create", description=f"created by {owner}", ts=self._local(created)
-            )
+            admin_db.log_action(session, c_id, name, "create", ts=self._local(created))
         self.containers[name] = Container(c_id, name, engine, policy, created, minutes, databases or (name,))
         return c_id
 
     def set_state(self, name: str, state: str, when: datetime) -> None:
         """Move a container into another state: version 1 backs up what is `running`."""
-        container = self.containers[name]
-        container.state = state
+        self.containers[name].state = state
         with admin_db.writing_session(self.engine) as session:
-            admin_db.update_state(session, container.c_id, state, "admin", self._local(when))
+            admin_db.update_state(session, self.containers[name].c_id, state, "admin", self._local(when))
 
     def delete(self, name: str, when: datetime) -> None:
         """Delete a container: `containers` and the log keep it."""
-        container = self.containers.pop(name)
+        c_id = self.containers.pop(name).c_id
         with admin_db.writing_session(self.engine) as session:
-            admin_db.delete(session, ContainerState, c_id=container.c_id)
-            admin_db.log_action(session, container.c_id, name, "delete", ts=self._local(when))
+            admin_db.delete(session, ContainerState, c_id=c_id)
+            admin_db.log_action(session, c_id, name, "delete", ts=self._local(when))
 
     # --- Backups ---
 
     def night(self, day: date, what: Mapping[str, Failure | str] | None = None) -> None:
         """Run the job that begins on a local day.
 
-        `what` is what goes wrong, by container: a failure, or a message of a run that ends as usual. Raises `KeyError`
-        for a container that does not exist, or a failure that its engine does not know.
+        `what` is what goes wrong, by container: a failure, or a message of a run that ends as usual.
         """
         what = what or {}
-        for name in set(what) - {"offsite"}:
-            self.containers[name]
+        assert what.keys() <= {*self.containers, "offsite"}
         when = self._aware(datetime.combine(day, self.begins))
         with admin_db.writing_session(self.engine) as session:
             for container in self.containers.values():
@@ -246,7 +240,7 @@ class DB4Sci:
         words = {"name": container.name, "time": _mongo_time(local)}
         words["good"] = self._said(container, backup_id, local)
         words["partly"] = self._said(container, backup_id, local, PERMISSION)
-        rest = {"backup_type": kind, "command": COMMANDS[container.engine]}
+        rest = {"backup_type": kind, "command": COMMAND}
         for state, message, ts in (("start", trace.start, started), ("end", trace.end, ended)):
             if message is not None and (self.until is None or ts <= self.until):
                 rest["url"] = self._url(container, local, backup_id, state)
@@ -268,10 +262,9 @@ class DB4Sci:
             return BUCKET
         if self.version == 2:
             return f"{BUCKET}/mydb/{container.name}/{backup_id}/"
-        if state == "start":
-            return ""
         folder = f"{BUCKET}/{container.name}/{_folder(container, local)}"
-        return f"{folder}/dump{backup_id}.sql" if container.engine == "MariaDB" else folder
+        dump = f"{folder}/dump{backup_id}.sql" if container.engine == "MariaDB" else folder
+        return dump if state == "end" else ""
 
     def _said(self, container: Container, backup_id: str, local: datetime, result: str = "") -> str:
         """The message of a good backup; `result` is what `pg_dump` printed of the database in the middle."""
@@ -299,13 +292,7 @@ class DB4Sci:
         return (when.replace(tzinfo=self.zone) if when.tzinfo is None else when).astimezone(UTC)
 
 
-COMMANDS = {
-    "Postgres": f"PGPASSWORD='{SECRET}' pg_dumpall -g -w --host 10.0.0.1 --port 32010 --username pgdba",
-    "MariaDB": f"mysqldump --host 10.0.0.1 --port 32015 --user root --password={SECRET} --all-databases",
-    "MongoDB": f"mongodump --username dbaas --password {SECRET} --out /var/backup",
-    "Neo4j": f"NEO4J_AUTH=neo4j/{SECRET} /bin/cp -rp /data/databases/graph.db /var/backup",
-    "offsite": f"AWS_SECRET_ACCESS_KEY={SECRET} aws --only-show-errors s3 sync /mydb/backups {BUCKET} --sse",
-}
+COMMAND = f"PGPASSWORD='{SECRET}' pg_dump --host 10.0.0.1; mysqldump --password={SECRET}; mongodump --password {SECRET}"
 """What is logged as `command`: reason enough never to read that column."""
 
 
