@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from audit.auditor import Change, Finding
+from audit.auditor import Change, Finding, by_change
 from audit.policy import DAY, HOUR, Rules, Status, judge
 from audit.settings import AcceptedException
 from tests.builders import NOW, Site, series
-from tests.findings import ENDED, ERROR, FROZEN, at, finding, missed, ok, run
+from tests.findings import ENDED, ERROR, FROZEN, at, failed, finding, missed, ok, run
 from tests.findings import site as audit_of
 
 TICK, SECOND = timedelta.resolution, timedelta(seconds=1)
@@ -73,8 +73,8 @@ def test_a_run_at_the_edge_of_the_days_read_is_complete(sqlite_site: Site) -> No
         expected |= {f"{age}": ("missed", 5 * 3600), f"{age} end only": ("missed", None)}
     old = sqlite_site.container("old", "Weekly")  # an end whose start was not read
     sqlite_site.run(old, ago(5000), ago(40), error=ERROR, error_at_start=True)
-    *good, failed = audited(sqlite_site, history_days=0)["containers"]
-    assert (failed["name"], failed["status"], failed["last_success"]) == ("old", "failed", None)
+    *good, bad = audited(sqlite_site, history_days=0)["containers"]
+    assert (bad["name"], bad["status"], bad["last_success"]) == ("old", "failed", None)
     assert {one["name"]: (one["status"], one["last_success"]["duration_seconds"]) for one in good} == expected
 
 
@@ -202,8 +202,8 @@ def test_the_expiry_of_the_last_dump_is_told_for_a_month_where_the_problem_is_ac
 
 def test_without_an_active_container_the_audit_fails_unless_that_is_accepted(sqlite_site: Site) -> None:
     sqlite_site.config()
-    failed = sqlite_site.audit()
-    assert (failed.status, "no active container in " in failed.err) == (3, True)
+    refused = sqlite_site.audit()
+    assert (refused.status, "no active container in " in refused.err) == (3, True)
     sqlite_site.config(allow_empty=True)
     assert (sqlite_site.audit().status, sqlite_site.audit().err) == (0, "")
 
@@ -245,3 +245,5 @@ def test_what_has_changed_since_yesterday() -> None:
         assert replace(missed(), yesterday=Status(before) if before else None).change is expected
     for before, expected in (("missed", Change.RECOVERED), ("ok", None), (None, None), ("new", Change.CHANGED)):
         assert replace(ok(), yesterday=Status(before) if before else None).change is expected
+    problem, accepted = failed(), failed(more={"exception": FROZEN})
+    assert by_change([problem, accepted], Change.NEW) == [problem]
