@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import getpass
-import os
-import pwd
 import re
-import socket
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
@@ -15,12 +12,12 @@ import pytest
 from audit import database
 from tests.builders import Site
 from tests.db4sci import SECRET
-from tests.failures import LAST_GOOD, database_of, fill_disk, passwords, small_disk, tree, within
+from tests.failures import LAST_GOOD, database_of, passwords, tree
 from tests.postgres import ADMIN_USER, HOST, SUPERUSER
 
 STEPS = ["settings", "host", "login", "tables", "containers", "clock", "log", "textfile", "textfile"]
 READY = "All is ready for the first audit."
-HOUR = timedelta(hours=1)
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 USER = getpass.getuser()
 EXPECTED_NOTES = ("the connection is not encrypted", "the role can write")
 """What the checklist notes of every PostgreSQL site of the tests."""
@@ -74,14 +71,14 @@ def made_ready(site: Site) -> Site:
 
 
 def test_all_is_ready(any_site: Site) -> None:
-    path = made_ready(any_site).folder / "mydb_config.py"
+    made_ready(any_site)
     any_site.textfile.write_bytes(LAST_GOOD)
     status, steps = checklist(any_site)
     assert (status, {step[0] for step in steps}) == (0, {"ok"})
     first = ["settings", "file"] if any_site.database is None else STEPS[:3]
     assert [step for _, step, _ in steps] == [*first, *STEPS[3:]]
     texts = {step: text for _, step, text in steps}
-    assert texts["settings"] == f"{path} is valid"
+    assert texts["settings"] == f"{any_site.folder / 'mydb_config.py'} is valid"
     assert texts["tables"] == "containers, container_state, backups: all columns can be read"
     assert texts["containers"] == "1 to audit"
     assert texts["textfile"] == f"user {USER} can replace {any_site.runfile}"
@@ -102,9 +99,6 @@ def test_every_problem_of_the_settings(ready: Site) -> None:
 def test_the_way_to_the_server_the_password_and_the_privileges(own_site: Site) -> None:
     own_site.config(container_host="db..example.invalid")
     assert "unknown host" in failed(own_site, after="settings")
-    with socket.create_server((HOST, 0)) as silent, within(1):
-        own_site.config(mydb_admin_port=silent.getsockname()[1], connect_timeout=1)
-        assert "no answer within connect_timeout" in failed(own_site, after="settings")
     path = own_site.folder / "pgpass"
     path.write_text(f"*:*:*:*:{SECRET}", encoding="utf-8")
     for mode, problem in ((0o644, "others may read it: chmod 600"), (0o600, "the password was refused")):
@@ -120,7 +114,7 @@ def test_the_way_to_the_server_the_password_and_the_privileges(own_site: Site) -
     assert result == "ok", "a slow login is no difference of clocks"
     assert float(text.removeprefix("this host and the server differ by ").removesuffix(" s")) < 0.4
     own_site.config()
-    assert "\nnote    tables: the role can write" in own_site.audit("--check-config").out
+    assert "\nnote    login: the connection is not encrypted (TLS)" in own_site.audit("--check-config").out
     database_of(own_site).execute(f"REVOKE SELECT ON backups FROM {ADMIN_USER}", SUPERUSER)
     assert "a privilege is missing" in failed(own_site, after="login")
 
@@ -147,32 +141,15 @@ def test_textfiles_that_cannot_be_written(ready: Site) -> None:
     ready.runfile.mkdir()
     text = f"user {USER} cannot write {ready.runfile} (Is a directory): name a file, not a folder"
     assert odd(ready) == [("FAILED", "textfile", text)]
-    ready.runfile.rmdir()
-    with small_disk(ready.textfile.parent):
-        assert odd(ready) == []
-        fill_disk(ready.textfile.parent)
-        texts = [text for _, _, text in odd(ready)]
-    assert [text.rpartition(" (")[2] for text in texts] == ["No space left on device): make room on its disk"] * 2
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_file_of_somebody_else_in_a_sticky_folder(ready: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready.runfile.write_bytes(LAST_GOOD)
-    ready.textfile.parent.chmod(0o1777)
-    os.chown(ready.runfile, 2, 2)
-    assert odd(ready) == [], "root may replace it"
-    monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
-    ((result, _, text),) = odd(ready)
-    assert result == "FAILED"
-    assert text.startswith(f"user nobody cannot write {ready.runfile} (Operation not permitted): ")
 
 
 def test_textfiles_that_others_cannot_read(ready: Site) -> None:
-    ready.config(textfile_mode=0o604)
-    assert odd(ready) == []
-    ready.config(textfile_mode=0o640)
-    ((result, _, text),) = odd(ready)
-    assert (result, text[:56]) == ("WARN", "textfile_mode = 0o640 hides the files from node_exporter")
+    for mode, problems in (
+        (0o604, []),
+        (0o640, [("WARN", "textfile_mode = 0o640 hides the files from node_exporter")]),
+    ):
+        ready.config(textfile_mode=mode)
+        assert [(result, text[:56]) for result, _, text in odd(ready)] == problems
 
 
 # --- What makes it untrustworthy ------------------------------------------------------------------------
@@ -190,25 +167,22 @@ def test_a_configuration_that_others_can_write(ready: Site) -> None:
         assert [step[:2] for step in odd(ready)] == [("WARN", "settings")] * written
 
 
-@pytest.mark.parametrize(
-    ("ago", "problem"),
-    [
-        (26 * HOUR - HOUR / 60, ""),
-        (26 * HOUR + HOUR / 60, "DB4Sci's backup job has probably not run since"),
-        (-4 * HOUR / 60, ""),
-        (-6 * HOUR / 60, "lies in the future: db_timezone is probably wrong"),
-    ],
-)
-def test_the_newest_row_by_time_and_not_by_id(sqlite_site: Site, ago: timedelta, problem: str) -> None:
+def test_the_newest_row_by_time_and_not_by_id(sqlite_site: Site) -> None:
     c_id, now = sqlite_site.container(), sqlite_site.clock()
     sqlite_site.config()
-    sqlite_site.run(c_id, now - ago)
-    sqlite_site.run(c_id, now - 60 * 24 * HOUR)  # a higher id
-    status, steps = checklist(sqlite_site)
-    result, _, text = steps[-3]
-    assert text.startswith(f"newest row {now - ago:%Y-%m-%d %H:%M} UTC")
-    assert (status, result) == ((1, "WARN") if problem else (0, "ok"))
-    assert problem in text
+    for ago, problem in (
+        (26 * HOUR + MINUTE, "DB4Sci's backup job has probably not run since"),
+        (26 * HOUR - MINUTE, ""),
+        (-4 * MINUTE, ""),
+        (-6 * MINUTE, "lies in the future: db_timezone is probably wrong"),
+    ):
+        sqlite_site.run(c_id, now - ago)
+        sqlite_site.run(c_id, now - 60 * 24 * HOUR)  # a higher id
+        status, steps = checklist(sqlite_site)
+        result, _, text = steps[-3]
+        assert text.startswith(f"newest row {now - ago:%Y-%m-%d %H:%M} UTC")
+        assert (status, result) == ((1, "WARN") if problem else (0, "ok"))
+        assert problem in text
 
 
 def test_clocks_that_differ(ready: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +204,7 @@ LOCAL = {"timezone": "Asia/Kolkata", "db_timezone": "Asia/Kolkata"}
         ("Asia/Kolkata", "UTC", KOLKATA, "", ""),
         ("Asia/Kolkata", "Asia/Kolkata", LOCAL, "", ""),
         ("Asia/Kolkata", "UTC", {}, "5.5 h apart", "set db_timezone = 'UTC', and timezone to that of the DB4Sci host"),
-        ("Asia/Kolkata", "UTC", LOCAL, "5.5 h apart", "where it was UTC+05:30"),
         ("Asia/Kolkata", "Asia/Kolkata", KOLKATA, "5.5 h apart", "are in the same zone: set timezone and db_timezone"),
-        ("UTC", "UTC", KOLKATA, "5.5 h apart", "they are in the same zone"),
         ("Asia/Kathmandu", "UTC", {}, "5.7 h apart", "where it was UTC+05:45"),
         ("America/Phoenix", "UTC", {}, "7 h apart", "where it was UTC-07:00"),
     ],
@@ -275,16 +247,10 @@ def test_messages_that_end_at_100_characters(ready: Site) -> None:
         assert [step[:2] for step in odd(ready)] == [("note", "log")] * noted
 
 
-def test_a_role_that_can_only_read_and_a_password_in_the_url(own_site: Site) -> None:
-    made_ready(own_site)
-    own_database = database_of(own_site)
-    own_database.execute(f"CREATE ROLE reader LOGIN PASSWORD '{SECRET}'")
-    try:
-        own_database.execute("GRANT SELECT ON containers, container_state, backups TO reader")
-        url = own_database.url.set(username="reader", password=SECRET).render_as_string(hide_password=False)
-        own_site.config(**dict.fromkeys(own_site.settings), database_url=url)
-        said = own_site.audit("--check-config").out
-    finally:
-        own_database.execute("DROP OWNED BY reader; DROP ROLE reader")
-    assert "\nnote    login: database_url holds the password" in said
-    assert "the role can write" not in said
+def test_a_password_in_the_url_is_noted(site: Site) -> None:
+    made_ready(site)
+    database = database_of(site)
+    url = database.url.set(password=database.server.passwords[ADMIN_USER]).render_as_string(hide_password=False)
+    site.config(**dict.fromkeys(site.settings), database_url=url)
+    ((result, step, text),) = odd(site)
+    assert (result, step, text.partition(",")[0]) == ("note", "login", "database_url holds the password")

@@ -34,18 +34,15 @@ def test_what_it_calls_a_default_is_one() -> None:
 
 def test_what_it_suggests_is_accepted() -> None:
     for name, value in (
-        *(
-            ("libpq_options", r"\{'sslmode'.*?\}"),
-            ("database_url", r"'sqlite:.*?'"),
-            ("database_url", r"'postgresql:.*?'"),
-        ),
-        *(("timezone", r"'America/.*?'"), ("policies", r"\{'Monthly'.*?\}"), ("extra_jobs", r"\{'offsite'.*?\}")),
-        *(("exceptions", r"\{'bookings'.*?\}"), ("success_patterns", r"\[r'\^Emulate.*?\]")),
+        ("libpq_options", r"\{'sslmode'.*?\}"),
+        ("database_url", r"'sqlite:.*?'"),
+        ("database_url", r"'postgresql:.*?'"),
+        ("timezone", r"'America/.*?'"),
+        ("policies", r"\{'Monthly'.*?\}"),
+        ("extra_jobs", r"\{'offsite'.*?\}"),
+        ("exceptions", r"\{'bookings'.*?\}"),
+        ("success_patterns", r"\[r'\^Emulate.*?\]"),
     ):
         suggested = re.search(value, TEXT)
         assert suggested, value
         assert loaded(f"{TEXT}\n{name} = {suggested[0]}") != loaded(TEXT)
-
-
-def test_lines_fit_a_screen() -> None:
-    assert max(len(line) for line in TEXT.splitlines()) <= 120
