@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,16 @@ from sqlalchemy import event
 
 from admin_db import create_tables, make_engine
 from tests.builders import Site
-from tests.postgres import Database, Installation, Server, Servers, clear, installations, started_server
+from tests.postgres import Database, Installation, Server, clear, installations, started_server
 from tests.programs import find_program, promtool_check_metrics, scrape_textfiles
 
 CI = os.environ.get("CI", "").lower() in ("true", "1")
 INSTALLATIONS = installations()
 EVERY_SERVER = [
-    pytest.param(one, id=one.id, marks=[pytest.mark.slow] if number else []) for number, one in enumerate(INSTALLATIONS)
+    pytest.param(one, id=f"pg{one.major}", marks=[pytest.mark.slow] if number else [])
+    for number, one in enumerate(INSTALLATIONS)
 ]
 """All but the first are slow: what differs between versions of PostgreSQL is not looked for with each Python."""
-EVERY_DATABASE = [pytest.param(None, id="sqlite"), *EVERY_SERVER]
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM")
 
 settings.register_profile("tests", deadline=None, print_blob=True, derandomize=True)
@@ -49,46 +51,50 @@ def _neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     time.tzset()
 
 
-@pytest.fixture(scope="session")
-def servers(_neutral_environment: None) -> Iterator[Servers]:
-    """The PostgreSQL servers of this test run, each started when it is first needed."""
-    running = Servers()
-    try:
-        yield running
-    finally:
-        running.remove()
+@contextmanager
+def _starting() -> Iterator[Callable[[Installation], Server]]:
+    """Starts servers, which end with the block."""
+    with ExitStack() as running:
+
+        def start(installation: Installation) -> Server:
+            server = started_server(installation)
+            running.callback(server.remove)
+            return server
+
+        yield start
 
 
 @pytest.fixture(scope="session")
-def postgres(servers: Servers) -> Server:
+def servers(_neutral_environment: None) -> Iterator[Callable[[Installation], Server]]:
+    """The server of an installation, which is started when it is first needed."""
+    with _starting() as start:
+        yield cache(start)
+
+
+@pytest.fixture(scope="session")
+def postgres(servers: Callable[[Installation], Server]) -> Server:
     """The main PostgreSQL server: the newest version of the wheel."""
-    return servers.get(_main_installation())
+    return servers(_main_installation())
 
 
 @pytest.fixture
-def new_server() -> Iterator[Callable[..., Server]]:
-    """Makes further servers, `new_server(**settings)`, for tests that stop, break or reconfigure theirs."""
-    made: list[Server] = []
-
-    def make(**server_settings: str) -> Server:
-        made.append(started_server(_main_installation(), server_settings))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.remove()
+def new_server() -> Iterator[Callable[[], Server]]:
+    """Starts servers for a test that breaks them."""
+    with _starting() as start:
+        yield lambda: start(_main_installation())
 
 
 @pytest.fixture
 def site(postgres: Server, tmp_path: Path) -> Site:
     """An empty site on the main PostgreSQL server. Its tables are shared: leave their definition alone."""
-    return _shared(postgres, tmp_path)
+    clear(postgres.shared_site)
+    return _on_postgres(postgres.shared_site, tmp_path)
 
 
 @pytest.fixture
 def own_site(postgres: Server, tmp_path: Path) -> Iterator[Site]:
     """An empty site in a database of its own, for tests that alter tables, roles or settings."""
-    database = postgres.create_database(template=postgres.empty_site.name)
+    database = postgres.create_site()
     yield _on_postgres(database, tmp_path)
     database.drop()
 
@@ -96,26 +102,19 @@ def own_site(postgres: Server, tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture
 def sqlite_site(tmp_path: Path) -> Iterator[Site]:
     """An empty site in an SQLite file."""
-    yield from _on_sqlite(tmp_path)
+    url = f"sqlite:///{tmp_path / 'admin.db'}"
+    engine = make_engine(url)
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    create_tables(engine)
+    yield Site(engine, {"database_url": url}, tmp_path)
+    engine.dispose()
 
 
-@pytest.fixture(params=EVERY_DATABASE[:2])
-def any_site(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Site]:
+@pytest.fixture(params=["sqlite_site", pytest.param("site", id="postgresql")])
+def any_site(request: pytest.FixtureRequest) -> Site:
     """An empty site on SQLite, and on the main PostgreSQL server."""
-    yield from _on_any(request.param, servers, tmp_path)
-
-
-@pytest.fixture(params=EVERY_DATABASE)
-def every_site(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Site]:
-    """An empty site on SQLite, and on every PostgreSQL version there is: for what differs between versions."""
-    yield from _on_any(request.param, servers, tmp_path)
-
-
-def _on_any(installation: Installation | None, servers: Servers, tmp_path: Path) -> Iterator[Site]:
-    if installation is None:
-        yield from _on_sqlite(tmp_path)
-    else:
-        yield _shared(servers.get(installation), tmp_path)
+    found: Site = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
@@ -154,19 +153,5 @@ def _main_installation() -> Installation:
     return INSTALLATIONS[0]
 
 
-def _shared(server: Server, folder: Path) -> Site:
-    clear(server.shared_site)
-    return _on_postgres(server.shared_site, folder)
-
-
 def _on_postgres(database: Database, folder: Path) -> Site:
     return Site(database.engine, database.settings, folder, database)
-
-
-def _on_sqlite(folder: Path) -> Iterator[Site]:
-    url = f"sqlite:///{folder / 'admin.db'}"
-    engine = make_engine(url)
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
-    create_tables(engine)
-    yield Site(engine, {"database_url": url}, folder)
-    engine.dispose()
