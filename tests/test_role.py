@@ -1,64 +1,60 @@
-"""`deploy/read_only_role.sql`: under its role the audit finds what the owner finds, and nobody finds a password."""
+"""`deploy/read_only_role.sql`: under its role the audit finds what the owner finds, and nobody finds a password.
+
+On the main PostgreSQL and the oldest one there is: what a role may do differs between versions.
+"""
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import psycopg2
 import pytest
 
 from tests.builders import NOW, TOP, Site
-from tests.conftest import EVERY_SERVER
+from tests.conftest import MAIN_AND_OLDEST
 from tests.db4sci import SECRET, document
 from tests.failures import database_of
-from tests.postgres import ADMIN_USER, HOST, SUPERUSER, Installation, Servers
+from tests.postgres import ADMIN_USER, SUPERUSER, Installation, Server
 from tests.programs import ProgramError
 
 SCRIPT = TOP / "deploy" / "read_only_role.sql"
 UNINSTALL = re.findall(r"^--     (DROP .*;)$", SCRIPT.read_text("utf-8"), re.MULTILINE)
 ROLE = "backup_audit"
 PASSWORD = "of the role: 'x'"
-LOST = (SECRET,)
-"""A list that holds a password."""
+NO_TEXT = [SECRET]
 ODD_DOCUMENTS = {
     "null": None,
-    "list": LOST,
     "text": SECRET,
     "text for Info": {"Info": SECRET, "Config": {"Labels": SECRET}},
     "lists for text": {
         "Info": {
-            **dict.fromkeys(("BACKUP_FREQ", "backup_freq", "dbengine", "OWNER", "CONTACT"), LOST),
-            "labels": dict.fromkeys(("BACKUP_FREQ", "backup_freq", "owner", "contact"), LOST),
+            **dict.fromkeys(("BACKUP_FREQ", "backup_freq", "dbengine", "OWNER", "CONTACT"), NO_TEXT),
+            "labels": dict.fromkeys(("BACKUP_FREQ", "backup_freq", "owner", "contact"), NO_TEXT),
         },
-        "Config": {"Labels": {"BACKUP_FREQ": LOST}},
+        "Config": {"Labels": {"BACKUP_FREQ": NO_TEXT}},
     },
-    "number for a policy": {"Info": {"BACKUP_FREQ": 24, "OWNER": None, "CONTACT": True}},
-    "empty policy": {"Info": {"BACKUP_FREQ": "", "labels": {"BACKUP_FREQ": "Weekly"}}},
-    "object for a policy": {"Info": {"BACKUP_FREQ": {"DB_PASS": SECRET}, "backup_freq": "Daily"}},
-    "labels of Config": {"Info": {"labels": {"contact": "Zoë"}}, "Config": {"Labels": {"BACKUP_FREQ": "Never"}}},
+    "object for a policy": {"Info": {"BACKUP_FREQ": {"DB_PASS": SECRET}, "backup_freq": "Daily", "OWNER": None}},
+    "labels": {"Info": {"BACKUP_FREQ": "", "labels": {"BACKUP_FREQ": "Weekly", "contact": "Zoë"}}},
+    "labels of Config": {"Config": {"Labels": {"BACKUP_FREQ": "Never"}}},
 }
 
 
-@pytest.fixture(params=EVERY_SERVER)
-def site(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Site]:
-    """A site with the role, on every PostgreSQL version there is, and passwords in tables, files and statistics."""
-    installation: Installation = request.param
-    server = servers.get(installation)
-    database = server.create_database(template=server.empty_site.name)
+@pytest.fixture(scope="module", params=MAIN_AND_OLDEST)
+def site(
+    request: pytest.FixtureRequest, servers: Callable[[Installation], Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """A site with passwords in tables, files and statistics; each test makes the role as it needs it."""
+    server = servers(request.param)
+    database = server.create_site()
     server.add_user(ROLE, PASSWORD)
-    site = Site(database.engine, database.settings, tmp_path, database)
+    site = Site(database.engine, database.settings, tmp_path_factory.mktemp("site"), database)
     for name, data in ODD_DOCUMENTS.items():
         site.container(name, data=data)
     for name in ("sales", "stock"):  # the same document, so that it is among the most common values
         site.run(site.container(name, data=document("sales", version=1)), "2026-03-13 18:07", "2026-03-13 18:30")
-    for command in ("ANALYZE", "CHECKPOINT"):
-        database.execute(command)
-    make_role(site)
+    database.execute("ANALYZE")
     yield site
     database.drop()
     server.execute(f"DROP ROLE IF EXISTS {ROLE}")
@@ -71,41 +67,43 @@ def make_role(site: Site) -> None:
 
 def told(site: Site, user: str, *statements: str) -> str:
     """All that a role gets to see when it sends statements: rows, notices and errors."""
-    server = database_of(site).server
-    target = {"host": HOST, "port": server.port, "dbname": database_of(site).name, "passfile": str(server.passfile)}
-    seen: list[object] = []
-    with closing(psycopg2.connect(user=user, **target)) as connection, connection.cursor() as cursor:  # type: ignore[call-overload]
-        connection.autocommit = True
+    database, seen = database_of(site), list[object]()
+    with database.server.connected(database.name, user) as connection, connection.cursor() as cursor:
         for statement in ("SET default_transaction_read_only = off", *statements):
             try:
                 cursor.execute(statement)
                 seen += cursor.fetchall() if cursor.description else []
             except psycopg2.Error as error:
                 seen.append(str(error))
-        return html.unescape(repr((seen, connection.notices)))
+        return repr((seen, connection.notices))
 
 
 def test_the_audit_finds_what_it_finds_as_the_owner(site: Site) -> None:
+    make_role(site)
     database = database_of(site)
     database.execute(f'ALTER DATABASE "{database.name}" SET search_path = public')  # the role's own path counts
     site.run(site.container("wiki", "Weekly"), "2026-03-13 18:07", "2026-03-13 18:30", error="pg_dump: error: no")
     site.run(0, "2026-03-13 20:07", "2026-03-13 20:30", name="offsite", type="AWS S3")
     site.run(site.container("gone", active=False), "2026-03-11 18:07", "2026-03-11 18:30")
-    words = [["--json"], ["--output", "-"], ["sales", "gone", "*o*"], ["--history", "30", "--all", "--json"]]
     found = []
     for user in (ADMIN_USER, ROLE):
         site.config(admin_user=user, extra_jobs={"offsite": "Daily"})
-        assert site.audit("-q").status == 2, "as of now"
         checklist = site.audit("--check-config").out
         assert "FAILED" not in checklist
         assert ("note    tables: the role can write to them" in checklist) == (user == ADMIN_USER)
+        words = (["--json"], ["--output", "-"], ["sales", "gone", "*o*"], ["--history", "30", "--all", "--json"])
         results = [site.audit("--at", NOW.isoformat(), *argv) for argv in words]
         found.append([(result.status, result.out.replace(f"{user}@", ""), result.err) for result in results])
     assert found[0] == found[1]
     report = {one["name"]: one for one in json.loads(found[1][0][1])["containers"]}
-    statuses = {"wiki": "failed", "sales": "ok", "offsite": "ok", "list": "no_policy"}
-    assert {name: report[name]["status"] for name in statuses} == statuses
-    assert [report[name]["policy"] for name in ("labels of Config", "object for a policy")] == ["Never", "Daily"]
+    assert [report[name]["status"] for name in ("wiki", "sales", "offsite", "text")] == [
+        "failed",
+        "ok",
+        "ok",
+        "no_policy",
+    ]
+    policies = [report[name]["policy"] for name in ("object for a policy", "labels", "labels of Config")]
+    assert policies == ["Daily", "Weekly", "Never"]
 
 
 LEAK = """CREATE FUNCTION pg_temp.leak(jsonb, jsonb DEFAULT NULL) RETURNS bool LANGUAGE plpgsql COST 0.0000001
@@ -113,52 +111,38 @@ LEAK = """CREATE FUNCTION pg_temp.leak(jsonb, jsonb DEFAULT NULL) RETURNS bool L
 LIKE = "CREATE OPERATOR pg_temp.=== (PROCEDURE = pg_temp.leak, LEFTARG = jsonb, RIGHTARG = jsonb, RESTRICT = eqsel)"
 WAYS_TO_A_PASSWORD = [
     ["SELECT data FROM containers"],
-    ["SELECT data FROM public.containers"],
     ["SELECT containers FROM public.containers TABLESAMPLE SYSTEM (100)"],
     ["SELECT command FROM backups"],
-    ["SELECT backups FROM backups"],
-    ["SELECT data::text::int FROM containers"],  # the error quotes the value
     [LEAK, "SELECT id FROM containers WHERE pg_temp.leak(data)"],
-    [LEAK, "SELECT id FROM public.containers WHERE pg_temp.leak(data)"],
     [LEAK, LIKE, "EXPLAIN SELECT id FROM containers WHERE data OPERATOR(pg_temp.===) '{}'"],  # asks the statistics
     ["SELECT most_common_vals::text FROM pg_stats WHERE tablename = 'containers'"],
-    ["SELECT stavalues1::text FROM pg_statistic WHERE starelid = 'public.containers'::regclass"],
-    ["SELECT query FROM pg_stat_activity"],
-    ["SELECT query_to_xml('SELECT data FROM public.containers', true, true, '')::text"],
-    ["SELECT schema_to_xml('public', true, true, '')::text"],
-    ["SELECT encode(pg_read_binary_file(pg_relation_filepath('public.containers')), 'escape')"],
-    ["SET search_path = public", "SELECT data FROM containers"],
     [f"SET ROLE {ADMIN_USER}", "SELECT data FROM public.containers"],
-    [f"SET SESSION AUTHORIZATION {ADMIN_USER}", "SELECT data FROM public.containers"],
     ["BEGIN", "UPDATE public.containers SET name = name RETURNING data"],
-    ["BEGIN", "INSERT INTO public.containers (id) VALUES (2) ON CONFLICT (id) DO UPDATE SET ts = NULL RETURNING data"],
     ["BEGIN", "CREATE OR REPLACE VIEW backup_audit.containers AS SELECT * FROM public.containers", "TABLE containers"],
-    ["BEGIN", "CREATE VIEW pg_temp.mine AS SELECT data FROM public.containers", "TABLE pg_temp.mine"],
     [f"BEGIN; GRANT SELECT ON public.containers TO {ROLE}; GRANT {ADMIN_USER} TO {ROLE}", "TABLE public.containers"],
-    ["DO $$ BEGIN RAISE EXCEPTION '%', (SELECT jsonb_agg(data) FROM public.containers); END $$"],
 ]
-
-
 FORBIDDEN = [
-    *("SELECT count(*) FROM action_log", "SELECT changed_by FROM container_state", "CREATE SCHEMA loot"),
-    *("INSERT INTO backups (c_id) VALUES (1)", "INSERT INTO containers (name) VALUES ('x')", "CREATE ROLE loot"),
-    *("UPDATE containers SET name = 'x'", "DELETE FROM container_state", "TRUNCATE backups", "DROP VIEW containers"),
-    *("SELECT nextval('backups_id_seq')", f"CREATE TABLE {ROLE}.loot (id int)", "COPY backups FROM PROGRAM 'true'"),
+    "SELECT count(*) FROM action_log",
+    "SELECT changed_by FROM container_state",
+    "INSERT INTO backups (c_id) VALUES (1)",
+    "INSERT INTO containers (name) VALUES ('x')",
+    "DELETE FROM container_state",
+    "SELECT nextval('backups_id_seq')",
+    f"CREATE TABLE {ROLE}.loot (id int)",
+    "CREATE ROLE loot",
 ]
 
 
 def test_no_way_leads_to_a_password_or_to_a_change(site: Site) -> None:
-    with site.engine.connect() as other:
-        other.exec_driver_sql(f"SELECT '{SECRET}'")
-        for statements in WAYS_TO_A_PASSWORD:
-            control = told(site, SUPERUSER, *statements)
-            assert SECRET in control or "built with libxml" in control, "it is no way at all"
-            assert SECRET not in told(site, ROLE, *statements)
+    make_role(site)
+    for statements in WAYS_TO_A_PASSWORD:
+        assert SECRET in told(site, SUPERUSER, *statements), "it is no way at all"
+        assert SECRET not in told(site, ROLE, *statements)
     allowed = "SELECT data #>> '{Info,dbengine}', url, err_msg FROM containers, backups LIMIT 0"
     assert told(site, ROLE, allowed) == "([], [])"
     for statement in FORBIDDEN:
         said = told(site, ROLE, statement)
-        assert re.search("permission denied|must be (owner|superuser)|cannot (insert into|update) view", said), said
+        assert re.search("permission denied|cannot insert into view", said), said
     assert "read-only transaction" in told(site, ROLE, "RESET default_transaction_read_only", "CREATE TABLE x ()")
 
 
@@ -172,8 +156,6 @@ TRAP = """
     CREATE FUNCTION public.leak(jsonb, jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1';
     CREATE OPERATOR public.-> (PROCEDURE = public.leak, LEFTARG = jsonb, RIGHTARG = jsonb)
 """
-
-
 WAYS_AROUND = {
     f"GRANT {ADMIN_USER} TO {ROLE}": f"REVOKE {ADMIN_USER} FROM {ROLE}",
     f"ALTER ROLE {ROLE} CREATEROLE": f"ALTER ROLE {ROLE} NOCREATEROLE",
@@ -183,6 +165,7 @@ WAYS_AROUND = {
 
 
 def test_run_again_it_takes_back_old_grants_and_refuses_a_role_with_a_way_around(site: Site) -> None:
+    make_role(site)
     database_of(site).execute(VERSION_2_0)
     assert SECRET in told(site, ROLE, "SELECT data FROM containers", TRAP)
     for way, back in WAYS_AROUND.items():
@@ -190,19 +173,19 @@ def test_run_again_it_takes_back_old_grants_and_refuses_a_role_with_a_way_around
         with pytest.raises(ProgramError, match="backup_audit can read passwords"):
             make_role(site)
         database_of(site).execute(back)
-    for _ in range(2):
-        make_role(site)
-        assert SECRET not in told(site, ROLE, "SELECT data FROM containers", "SELECT data FROM public.containers")
+    make_role(site)
+    assert SECRET not in told(site, ROLE, "SELECT data FROM containers", "SELECT data FROM public.containers")
     assert "permission denied" in told(site, ROLE, "INSERT INTO backups (c_id) VALUES (1)")
 
 
 def test_a_superuser_removes_it_and_the_owner_of_the_database_may_make_it(site: Site) -> None:
+    make_role(site)
     database = database_of(site)
     owner = f"SELECT viewowner FROM pg_views WHERE schemaname = '{ROLE}'"
+    role = f"SELECT rolpassword, rolcanlogin, rolconnlimit, rolsuper FROM pg_authid WHERE rolname = '{ROLE}'"
     assert database.execute(owner) == [(ADMIN_USER,)]
     for statement in UNINSTALL:
         database.execute(statement)
-    role = f"SELECT rolpassword, rolcanlogin, rolconnlimit, rolsuper FROM pg_authid WHERE rolname = '{ROLE}'"
     assert database.execute(owner) + database.execute(role) == []
     database.execute(f"ALTER ROLE {ADMIN_USER} CREATEROLE")
     try:
