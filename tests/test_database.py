@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sqlite3
-import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
 import admin_db
@@ -21,20 +18,9 @@ from audit import database, settings
 from audit.errors import AuditError
 from audit.settings import Connection
 from tests.builders import Site
-from tests.conftest import INSTALLATIONS
 from tests.db4sci import SECRET
-from tests.failures import (
-    assert_complaint,
-    database_of,
-    failure,
-    meanwhile,
-    passwords,
-    unprivileged,
-    wait_until,
-    within,
-)
-from tests.postgres import ADMIN_USER, HOST, SUPERUSER, started_server
-from tests.programs import find_program
+from tests.failures import assert_complaint, database_of, failure, meanwhile, passwords, unprivileged, within
+from tests.postgres import ADMIN_USER, HOST
 
 
 def connection_of(site: Site, **values: Any) -> Connection:
@@ -76,19 +62,14 @@ SAID = [
     (f"{AT}FATAL:  pg_hba.conf rejects connection for host", "rejects this host", "reject line of its pg_hba.conf"),
     (f'{AT}FATAL:  Peer authentication failed for user "u"', "to another user", "run the audit as that user"),
     (f"{AT}FATAL:  sorry, too many clients already", TAKEN, "max_connections"),
-    (f"{AT}FATAL:  remaining connection slots are reserved for roles with SUPERUSER", TAKEN, "max_connections"),
     (f"{AT}FATAL:  the database system is starting up", "the server is starting", "again in a minute"),
-    (f"{AT}FATAL:  the database system is not yet accepting connections", "the server is starting", "in a minute"),
     (f"{AT}FATAL:  the database system is shutting down", "the server is shutting down", "start it again"),
     ("FATAL:  terminating connection due to administrator command\nSSL connection has been closed unexpectedly",
      "the server ended the connection", "see the server's log"),
     ("SSL connection has been closed unexpectedly", LOST, "see the server's log"),
-    ("SSL SYSCALL error: EOF detected", LOST, "see the server's log"),
-    (f"{AT}could not receive data from server: Connection reset by peer", LOST, "see the server's log"),
     ("canceling statement due to conflict with recovery", "the standby ended", "max_standby_streaming_delay"),
     ('could not write to file "base/pgsql_tmp/x": No space left on device', "disk is full", "make room on it"),
     (f'{AT}root certificate file "/x/root.crt" does not exist\n{WITHOUT_ROOT}', "a file for TLS", "check /x/root.crt,"),
-    (f'{AT}could not read root certificate file "/x/root.crt": no certificate', "a file for TLS", "check /x/root.crt,"),
     (f"{AT}SSL error: certificate verify failed", "is not trusted", "correct sslrootcert in libpq_options"),
     (f'{AT}server certificate for "x" does not match host name "y"', "is another host's", "correct container_host"),
     (f"{AT}server does not support SSL, but SSL was required", "disagree about TLS", "sslmode in libpq_options"),
@@ -100,21 +81,15 @@ SAID = [
     ('connection to server on socket "/x/.s.PGSQL.5432" failed: Permission denied', "the socket", "let it search"),
     (f"{AT}received unencrypted data after SSL response", "the answer is not PostgreSQL's", "check mydb_admin_port"),
     ('invalid dsn: invalid connection option "sslmod"', "libpq refuses a parameter", "correct libpq_options"),
-    ('invalid sslmode value: "verry-full"', "libpq refuses a parameter", "correct libpq_options"),
     ('invalid port number: "99999"', "no such port", "correct mydb_admin_port"),
     (f'{AT}FATAL:  role "u" is not permitted to log in', "the role may not log in", "or change admin_user"),
-    (f'{AT}FATAL:  too many connections for role "u"', TAKEN, "the role's limit"),
     (f'{AT}FATAL:  permission denied for database "d"', "the role may not connect", "run deploy/read_only_role.sql"),
     (f'{AT}FATAL:  database "d" does not exist', "no such database or role", "check admindb_name and admin_user"),
-    # a PgBouncer
     ("FATAL:  unsupported startup parameter: options", "PgBouncer refuses", "connect to PostgreSQL itself"),
-    ("FATAL:  unsupported startup parameter in options: statement_timeout", "PgBouncer refuses", "PostgreSQL itself"),
     ("FATAL:  no such database: mydb_admin", "no such database", "check admindb_name"),
     ("FATAL:  no such user: u", "PgBouncer does not know the role", "auth_file"),
     ("FATAL:  no more connections allowed (max_client_conn)", "all connections of PgBouncer", "SHOW POOLS"),
-    ("FATAL:  query_wait_timeout", "all connections of PgBouncer", "SHOW POOLS"),
     ("server login has been failing, try again later (server_login_retry)", "cannot reach", "see PgBouncer's log"),
-    # nothing that is known
     ("something new\nand more", "the database failed (something new)", "see its log"),
 ]  # fmt: skip
 """What libpq, PostgreSQL and PgBouncer say, to the letter, the problem, and the next step."""
@@ -132,18 +107,6 @@ def test_the_most_exact_cause_is_named_whatever_else_is_said() -> None:
     url = settings.check({"database_url": "postgresql://db", "prometheus_file": "x.prom"}, Path("/srv")).connection
     error = OperationalError("SELECT", None, psycopg2.OperationalError(f"{AT}Connection refused"))
     assert database.from_database(error, url).advice == "check database_url, and that the server runs"
-
-
-# --- The session -----------------------------------------------------------------------------
-
-
-def test_the_session_of_an_audit(site: Site) -> None:
-    expected = {"transaction_read_only": "on", "transaction_isolation": "repeatable read", "statement_timeout": "7s"}
-    expected |= {"application_name": "backup_audit", "client_encoding": "UTF8"}
-    with database.reading(connection_of(site, query_timeout=7)) as session:
-        assert {name: session.scalar(text(f"SHOW {name}")) for name in expected} == expected
-    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backup_audit' AND state <> 'idle'"
-    assert database_of(site).execute(sessions) == [(0,)]
 
 
 # --- The way to the server -----------------------------------------------------------------------------
@@ -169,100 +132,43 @@ def test_unknown_hosts_closed_ports_sockets_and_other_servers(site: Site) -> Non
     assert "unknown host (" in said
     assert advice == "check container_host"
     assert "no server at this socket (" in refused(site, container_host="/no/such/folder")[0]
+    assert "disagree about TLS (" in refused(site, libpq_options={"sslmode": "require"})[0]
     with database.reading(connection_of(site, container_host=f"db..example.invalid,{HOST}")) as session:
         assert list(admin_db.check_privileges(session))
 
 
-# --- A server with TLS ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def encrypted(tmp_path: Path) -> Iterator[Site]:
-    """A site on a server with TLS; the test is skipped where no PostgreSQL or openssl can do that."""
-    lacks_tls = b"SSL is not supported by this build"
-    able = [one for one in INSTALLATIONS if lacks_tls not in (one.bindir / "postgres").read_bytes()]
-    openssl = find_program("openssl")
-    if not able or openssl is None:
-        pytest.skip("no PostgreSQL with TLS, or no openssl")
-    server = started_server(able[0])
-    try:
-        owner = (server.folder / "server").stat()
-        key, certificate = server.folder / "server.key", server.folder / "server.crt"
-        command = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=db", "-days", "2", "-keyout"]
-        subprocess.run([openssl, *command, key, "-out", certificate], check=True, capture_output=True)
-        os.chown(key, owner.st_uid, owner.st_gid)
-        server.stop()
-        server.settings |= {"ssl": "on", "ssl_key_file": str(key), "ssl_cert_file": str(certificate)}
-        server.start()
-        site = server.shared_site
-        yield Site(site.engine, site.settings, tmp_path, site)
-    finally:
-        server.remove()
-
-
-def test_a_server_with_tls(encrypted: Site) -> None:
-    server = database_of(encrypted).server
-    certificate = str(server.folder / "server.crt")
-    for root, problem, step in (
-        ("/nowhere/root.crt", "libpq cannot use a file for TLS", "check /nowhere/root.crt, which sslrootcert"),
-        (certificate, "the server's certificate is another host's", "correct container_host"),
-        ("system", "the server's certificate is not trusted", "correct sslrootcert in libpq_options"),
-    ):
-        said, advice = refused(encrypted, libpq_options={"sslmode": "verify-full", "sslrootcert": root})
-        assert problem in said
-        assert advice.startswith(step)
-    (server.folder / "server" / "data" / "pg_hba.conf").write_text(f"hostssl all {SUPERUSER} {HOST}/32 scram-sha-256\n")
-    server.execute("SELECT pg_reload_conf()")
-    wait_until(lambda: "does not admit" in refused(encrypted)[0])
-    assert refused(encrypted)[1] == "add a line for both to its pg_hba.conf"
-
-
 # --- The password --------------------------------------------------------------------------------------
 
-RIGHT = f"{HOST}:{{port}}:mydb_admin:{ADMIN_USER}:{{password}}"
 
+def test_a_password_that_is_wrong_or_is_not_found(site: Site) -> None:
+    server, path = database_of(site).server, site.folder / "pgpass"
+    place = f"{HOST}:{server.port}/mydb_admin"
 
-def write_passfile(site: Site, line: str, mode: int = 0o600, name: str = "pgpass") -> Path:
-    """A password file; in its line, `{port}` and `{password}` are the right ones."""
-    server = database_of(site).server
-    password = server.passwords[ADMIN_USER].replace("\\", "\\\\").replace(":", "\\:")
-    path = site.folder / name
-    path.write_text(line.format(port=server.port, password=password) + "\n", encoding="utf-8")
-    path.chmod(mode)
-    return path
+    def refusal(line: str = f"*:*:*:*:{SECRET}", mode: int = 0o600, **values: Any) -> tuple[str, str]:
+        path.write_text(f"{line}\n", encoding="utf-8")
+        path.chmod(mode)
+        return refused(site, pgpass_file=str(path), **values)
 
-
-def test_a_wrong_password(site: Site) -> None:
-    path = write_passfile(site, f"*:*:*:*:{SECRET}")
-    said, advice = refused(site, admin_user="stranger", pgpass_file=str(path))
-    assert said.startswith(f"stranger@{HOST}:{database_of(site).server.port}/mydb_admin: the password was refused (")
+    said, advice = refusal(admin_user="stranger")
+    assert said.startswith(f"stranger@{place}: the password was refused (")
     assert advice == f"check admin_user, and the password in {path}"
     url = database_of(site).url.set(password=SECRET).render_as_string(hide_password=False)
     assert refused(site, database_url=url)[1] == "check database_url, and the password in database_url"
-
-
-def test_a_password_file_that_libpq_does_not_use(site: Site) -> None:
-    path = site.folder / "pgpass"
-
-    def step() -> str:
-        said, advice = refused(site, pgpass_file=str(path))
-        assert "no password found (" in said
-        return advice
-
-    assert step() == f"create {path} with a line host:port:database:user:password and mode 0600"
     for mode in (0o640, 0o602):
-        write_passfile(site, RIGHT, mode)
-        assert step() == f"libpq ignores {path} because others may read it: chmod 600 {path}"
-    place = f"{ADMIN_USER}@{HOST}:{database_of(site).server.port}/mydb_admin"
-    for line in (f"{HOST}:1:*:{ADMIN_USER}:{{password}}", f"# {RIGHT}", ""):
-        write_passfile(site, line)
-        assert step().startswith(f"compare {place} with the lines of {path} ("), "so that a typo is seen"
-    write_passfile(site, RIGHT, 0)
+        said, advice = refusal(mode=mode)
+        assert "no password found (" in said
+        assert advice == f"libpq ignores {path} because others may read it: chmod 600 {path}"
+    for line in (f"{HOST}:1:*:{ADMIN_USER}:{SECRET}", ""):
+        start = f"compare {ADMIN_USER}@{place} with the lines of {path} ("
+        assert refusal(line)[1].startswith(start), "so that a typo is seen"
+    path.chmod(0)
     site.config(pgpass_file=str(path))
     assert refused_without_rights(site).endswith(f"): let this user read {path}")
     path.unlink()
+    step = f"create {path} with a line host:port:database:user:password and mode 0600"
+    assert refused(site, pgpass_file=str(path))[1] == step
     path.mkdir(0o700)
-    assert step() == f"{path} is not a file: set pgpass_file to one"
+    assert refused(site, pgpass_file=str(path))[1] == f"{path} is not a file: set pgpass_file to one"
 
 
 # --- The database --------------------------------------------------------------------------------------
@@ -270,28 +176,19 @@ def test_a_password_file_that_libpq_does_not_use(site: Site) -> None:
 
 def test_missing_tables_columns_and_privileges(own_site: Site) -> None:
     execute, name = database_of(own_site).execute, database_of(own_site).name
-    execute("ALTER TABLE backups RENAME TO gone")
-    tables = refused(own_site)
-    execute("ALTER TABLE gone RENAME TO backups; ALTER TABLE backups RENAME url TO gone")
-    columns = refused(own_site)
-    execute("ALTER TABLE backups RENAME gone TO url")
-    for (said, advice), missing in ((tables, 'table is missing (relation "backups"'), (columns, "column is missing (")):
-        assert missing in said
-        assert advice.startswith(f"check that {name} ")
-    execute(f"CREATE ROLE stranger LOGIN PASSWORD '{SECRET}'")
-    try:
-        values = {"admin_user": "stranger", "pgpass_file": str(write_passfile(own_site, f"*:*:*:stranger:{SECRET}"))}
-        for change in ("SELECT 1", "GRANT SELECT (id) ON containers TO stranger"):
-            execute(change)
-            said, advice = refused(own_site, **values)
-            assert "a privilege is missing (" in said
-            assert advice == "run deploy/read_only_role.sql again"
-        execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
-        said, advice = refused(own_site, **values)
-        assert "a table is missing (" in said
-        assert advice.endswith("that the role may use its schema")
-    finally:
-        execute("DROP OWNED BY stranger; DROP ROLE stranger")
+    checks = f"check that {name} "
+    no_schema = "ALTER SCHEMA public OWNER TO postgres; REVOKE USAGE ON SCHEMA public FROM PUBLIC"
+    for change, problem, step in (
+        ("ALTER TABLE backups RENAME TO gone", 'a table is missing (relation "backups"', checks),
+        ("ALTER TABLE gone RENAME TO backups; ALTER TABLE backups RENAME url TO gone", "a column is missing (", checks),
+        (f"REVOKE SELECT ON containers FROM {ADMIN_USER}", "a privilege is missing (", "run deploy/read_only_role.sql"),
+        (no_schema, "a table is missing (", checks),
+    ):
+        execute(change)
+        said, advice = refused(own_site)
+        assert problem in said
+        assert advice.startswith(step)
+    assert advice.endswith("that the role may use its schema")
 
 
 # --- SQLite --------------------------------------------------------------------------------------------
