@@ -16,8 +16,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,18 +147,18 @@ class Server:
         self.passwords = {name: f"\\:'{secrets.token_hex(12)}" for name in (SUPERUSER, ADMIN_USER)}
         self.port = 0
         self.bindir = self.installation.bindir
-        self.folder = Path(tempfile.mkdtemp(prefix="backup-audit-pg-", dir=_open_folder()))
+        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self._uid = account.pw_uid if account else None
+        self._gid = account.pw_gid if account else None
+        folder = "/tmp" if account else None  # noqa: S108  # root's TMPDIR may be closed to others
+        self.folder = Path(tempfile.mkdtemp(prefix="backup-audit-pg-", dir=folder))
         self.folder.chmod(0o755)
         self.passfile = self.folder / "pgpass"
         self._program: Program | None = None
         self._databases = 0
-        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._uid, self._gid = (account.pw_uid, account.pw_gid) if account else (None, None)
         self._home = self.folder / "server"
         self._home.mkdir(mode=0o700)
-        self._own([self._home])
-
-    # --- Its life ---
+        self._own(self._home)
 
     def start(self) -> None:
         """Make the cluster, and start the server."""
@@ -169,6 +169,7 @@ class Server:
         try:
             self._start_program()
         except ProgramError:  # the port that was free a moment ago may be taken by now: once more
+            self.stop()
             self._start_program()
         password = self.passwords[ADMIN_USER].replace("'", "''")
         self.execute(f"CREATE ROLE {ADMIN_USER} LOGIN PASSWORD '{password}'")
@@ -183,8 +184,6 @@ class Server:
         """Stop the server and delete all that it left."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    # --- Its use ---
 
     def create_database(self, name: str | None = None, options: str = "") -> Database:
         """A new database that belongs to `ADMIN_USER`; `options` are those of CREATE DATABASE."""
@@ -213,8 +212,8 @@ class Server:
     @contextmanager
     def connected(self, database: str, user: str) -> Iterator[psycopg2.extensions.connection]:
         """A connection that commits each statement at once."""
-        target = {"host": HOST, "dbname": database, "user": user, "passfile": str(self.passfile)}
-        with closing(psycopg2.connect(port=self.port, connect_timeout=10, **target)) as connection:
+        target = f"host={HOST} port={self.port} dbname={database} user={user} connect_timeout=10"
+        with closing(psycopg2.connect(target, passfile=str(self.passfile))) as connection:
             connection.autocommit = True
             yield connection
 
@@ -229,17 +228,15 @@ class Server:
         self.passwords[name] = password
         self._write_passfile()
 
-    # --- Its making ---
-
-    def _own(self, paths: Iterable[Path]) -> None:
+    def _own(self, *paths: Path) -> None:
         if self._uid is not None and self._gid is not None:
             for path in paths:
-                os.chown(path, self._uid, self._gid, follow_symlinks=False)
+                os.chown(path, self._uid, self._gid)
 
     def _make_cluster(self) -> None:
         pwfile = self._home / "superuser"
         pwfile.write_text(self.passwords[SUPERUSER] + "\n", encoding="ascii")
-        self._own([pwfile])
+        self._own(pwfile)
         auth = "md5" if self.installation.major.startswith("9.") else "scram-sha-256"
         options = [f"--auth={auth}", "--encoding=UTF8", "--locale=C", "--nosync", f"--pwfile={pwfile}"]
         _run(
@@ -255,8 +252,8 @@ class Server:
         package, copy = self.bindir.parent.parent, self._home / "programs"
         for folder in (package, package.with_name(f"{WHEEL}.libs")):
             if folder.is_dir():
-                shutil.copytree(folder, copy / folder.name, symlinks=True)
-        self._own([copy, *copy.rglob("*")])
+                shutil.copytree(folder, copy / folder.name)
+        self._own(copy, *copy.rglob("*"))
         return copy / self.bindir.relative_to(package.parent)
 
     def _start_program(self) -> None:
@@ -270,17 +267,12 @@ class Server:
             user=self._uid,
             group=self._gid,
         )
-        try:
-            self._program.wait_until(self._answers)
-        except BaseException:
-            self.stop()
-            raise
+        self._program.wait_until(self._answers)
 
     def _answers(self) -> bool:
-        try:
+        with suppress(psycopg2.OperationalError):
             return self.execute("SELECT 1") == [(1,)]
-        except psycopg2.OperationalError:
-            return False
+        return False
 
     def _write_passfile(self) -> None:
         escaped = {name: word.replace("\\", "\\\\").replace(":", "\\:") for name, word in self.passwords.items()}
@@ -290,23 +282,18 @@ class Server:
 
 
 def started_server(installation: Installation, settings: dict[str, str] | None = None) -> Server:
-    """A new server, running; nothing is left behind if it cannot be started."""
+    """A new server, running; the caller removes it."""
     server = Server(installation, settings or {})
-    try:
-        server.start()
-    except BaseException:
-        server.remove()
-        raise
+    server.start()
     return server
 
 
 def clear(database: Database) -> None:
     """Empty the four tables, and let the ids begin with 1 again."""
     tables = ("containers", "container_state", "action_log", "backups")
+    resets = "; ".join(f"SELECT setval('{table}_id_seq', 1, false)" for table in tables)
     # fail rather than wait for ever, should a test have left a transaction open
-    statements = ["SET lock_timeout = '10s'", f"TRUNCATE {', '.join(tables)}"]
-    statements += [f"SELECT setval('{table}_id_seq', 1, false)" for table in tables]
-    database.execute("; ".join(statements))
+    database.execute(f"SET lock_timeout = '10s'; TRUNCATE {', '.join(tables)}; {resets}")
 
 
 def _run(command: list[str | Path], **options: Any) -> str:
@@ -316,12 +303,6 @@ def _run(command: list[str | Path], **options: Any) -> str:
     if answer.returncode:
         raise ProgramError(f"{command[0]} exits {answer.returncode}: {answer.stderr}")
     return str(answer.stdout)
-
-
-def _open_folder() -> str:
-    """A folder for temporary files that every user can reach, unlike TMPDIR now and then."""
-    folders = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108
-    return next((folder for folder in folders if _everybody_may_pass(Path(folder))), folders[0])
 
 
 def _everybody_may_pass(folder: Path) -> bool:
