@@ -136,29 +136,30 @@ def test_given_values_are_stored_and_the_others_have_defaults(any_site: Site) ->
 
 
 DOCUMENTS: list[Any] = [None, [], "", 7, 0.5, False, {}, {"Info": None}, {"ü\"'\\": [1, 2.5, None, "数据 \x7f\t"]}]
-NAMES = [None, "", 'o\'brien "x" %s :a', "sales\nline\r\x1e", "\x1b[31m", "数据🦊"]
 
 
-def test_any_document_and_any_name_is_read_as_it_was_written(any_site: Site) -> None:
+def test_any_document_is_read_as_it_was_written(any_site: Site) -> None:
     ids = [any_site.container(data=data) for data in DOCUMENTS]
-    named = [any_site.container(name, data={"Info": {"OWNER": name}}) for name in NAMES]
     with any_site.session() as session:
         assert [admin_db.get(session, ContainerRow, c_id).data for c_id in ids] == DOCUMENTS
         assert session.scalar(sa.text("SELECT count(*) FROM containers WHERE data IS NULL")) == 1
-        for c_id, name in zip(named, NAMES, strict=True):
-            assert [row.id for row in admin_db.find(session, ContainerRow, name=name)] == [c_id]
-        found = admin_db.read_active_containers(session)[len(ids) :]
-        assert [(one.name, one.container_name, one.owner) for one in found] == [(n, n, n or None) for n in NAMES]
+
+
+def test_any_name_is_read_as_it_was_written(any_site: Site) -> None:
+    names = [None, "", 'o\'brien "x" %s :a', "sales\nline\r\x1e", "数据🦊"]
+    for name in names:
+        any_site.container(name, data={"Info": {"OWNER": name}})
+    with any_site.session() as session:
+        found = admin_db.read_active_containers(session)
+        assert [(one.name, one.container_name, one.owner) for one in found] == [(n, n, n or None) for n in names]
 
 
 WEEKLY = {"BACKUP_FREQ": "Weekly"}
 INFO_UPDATES: list[tuple[Any, Any]] = [
     (None, {"Info": WEEKLY}),
-    ({}, {"Info": WEEKLY}),
     ({"Info": {}}, {"Info": WEEKLY}),
     ({"Id": 1, "Info": {"OWNER": "ada", "Port": 1}}, {"Id": 1, "Info": {"OWNER": "ada", **WEEKLY}}),
     ([], None),
-    ("Info", None),
     ({"Info": None}, None),
     ({"Info": "BACKUP_FREQ"}, None),
 ]
@@ -199,15 +200,13 @@ def test_a_state_change_keeps_the_previous_state_and_is_logged(sqlite_site: Site
 def test_a_writing_session_that_raises_and_an_audit_session_leave_nothing() -> None:
     engine = admin_db.make_engine("sqlite://")  # a database in memory, gone with its connection
     admin_db.create_tables(engine)
-    for open_session in (admin_db.writing_session, admin_db.audit_session, admin_db.audit_session):
-        with pytest.raises(RuntimeError), open_session(engine) as session:  # noqa: PT012
+    with pytest.raises(RuntimeError), admin_db.writing_session(engine) as session:  # noqa: PT012
+        admin_db.add_container(session, "wiki", {})
+        raise RuntimeError
+    for _ in range(2):
+        with admin_db.audit_session(engine) as session:
             assert admin_db.find(session, ContainerRow) == []
             admin_db.add_container(session, "wiki", {})
-            raise RuntimeError
-    with admin_db.audit_session(engine) as session:
-        admin_db.add_container(session, "wiki", {})
-    with admin_db.audit_session(engine) as session:
-        assert admin_db.find(session, ContainerRow) == []
     engine.dispose()
 
 
@@ -316,20 +315,18 @@ assert state() == before"""
 
 # --- Time stamps that are not ---------------------------------------------------------------------------
 
-Stamps = dict[Any, datetime | None]
-SQLITE_STAMPS: Stamps = {
-    **dict.fromkeys(("2026-03-13 18:07:31", "2026-03-13 18:07:31.", "2026-03-13T18:07:31"), TS),
+SQLITE_STAMPS: dict[Any, datetime | None] = {
+    "2026-03-13 18:07:31": TS,
+    "2026-03-13T18:07:31.": TS,
     "2026-03-13 18:07:31.1": TS.replace(microsecond=100_000),
     "2026-03-13 18:07:31.100000000": TS.replace(microsecond=100_000),
     "9999-12-31 23:59:59": LATEST,
-    "0001-01-01 00:00:00": None,
-    **dict.fromkeys((f"2026-03-13 18:07:31{end}" for end in (".x", ".-1", " UTC", "+02:00")), None),
-    **dict.fromkeys(("2026-02-30 18:07:31", "20000-01-01 00:00:00", "nonsense", "", None), None),
+    **dict.fromkeys(("0001-01-01 00:00:00", "2026-03-13 18:07:31.x", "2026-03-13 18:07:31+02:00", "", None), None),
 }
-POSTGRES_STAMPS: Stamps = {
+POSTGRES_STAMPS: dict[Any, datetime | None] = {
     "2026-03-13 18:07:31": TS,
     **dict.fromkeys(("infinity", "294276-12-31 23:59:59"), LATEST),
-    **dict.fromkeys(("-infinity", "4713-01-01 00:00:00 BC", "0001-01-01 00:00:00", None), None),
+    **dict.fromkeys(("-infinity", "0001-01-01 00:00:00", None), None),
 }
 
 
@@ -386,6 +383,7 @@ READ = {
     "container_state": {"id", "c_id", "name", "state"},
     "backups": {column.name for column in BackupLog.__table__.columns} - {"command"},
 }
+WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
 
 def test_all_columns_that_the_audit_reads_are_tried_and_no_others(sqlite_site: Site) -> None:
@@ -401,19 +399,13 @@ def test_all_columns_that_the_audit_reads_are_tried_and_no_others(sqlite_site: S
 def test_whether_a_role_may_write_to_what_the_audit_reads(site: Site) -> None:
     url, passfile = database_of(site).url.set(username=SUPERUSER), site.settings["pgpass_file"]
     engine = admin_db.make_engine(url, libpq={"passfile": passfile})
+    grants = {"SELECT, REFERENCES ON containers, container_state, backups": False}
+    grants |= {f"{privilege} ON {table}": True for privilege, table in product(WRITES, READ)}
     with admin_db.audit_session(engine) as session:  # which commits nothing
-
-        def may_write(change: str) -> bool:
-            for statement in (change, "SET LOCAL ROLE reader"):
-                session.execute(sa.text(statement))
-            answer = admin_db.may_write(session)
-            session.execute(sa.text("RESET ROLE"))
-            return answer
-
-        session.execute(sa.text("CREATE ROLE reader"))
-        assert not may_write("GRANT ALL ON action_log TO reader")
-        assert not may_write("GRANT SELECT, REFERENCES ON containers, container_state, backups TO reader")
-        for table, privilege in product(READ, ("INSERT", "UPDATE", "DELETE", "TRUNCATE")):
-            assert may_write(f"GRANT {privilege} ON {table} TO reader"), (table, privilege)
-            assert not may_write(f"REVOKE {privilege} ON {table} FROM reader")
+        session.execute(sa.text("CREATE ROLE reader; GRANT ALL ON action_log TO reader"))
+        for grant, expected in grants.items():
+            with session.begin_nested() as savepoint:
+                session.execute(sa.text(f"GRANT {grant} TO reader; SET LOCAL ROLE reader"))
+                assert admin_db.may_write(session) == expected, grant
+                savepoint.rollback()
     engine.dispose()

@@ -23,17 +23,16 @@ SCRIPT = TOP / "deploy" / "read_only_role.sql"
 UNINSTALL = re.findall(r"^--     (DROP .*;)$", SCRIPT.read_text("utf-8"), re.MULTILINE)
 ROLE = "backup_audit"
 PASSWORD = "of the role: 'x'"
-NO_TEXT = [SECRET]
+LIST = (SECRET,)
 ODD_DOCUMENTS = {
     "null": None,
-    "text": SECRET,
-    "text for Info": {"Info": SECRET, "Config": {"Labels": SECRET}},
-    "lists for text": {
+    "text": {"Info": SECRET, "Config": {"Labels": SECRET}},
+    "lists": {
         "Info": {
-            **dict.fromkeys(("BACKUP_FREQ", "backup_freq", "dbengine", "OWNER", "CONTACT"), NO_TEXT),
-            "labels": dict.fromkeys(("BACKUP_FREQ", "backup_freq", "owner", "contact"), NO_TEXT),
+            **dict.fromkeys(("BACKUP_FREQ", "backup_freq", "dbengine", "OWNER", "CONTACT"), LIST),
+            "labels": dict.fromkeys(("BACKUP_FREQ", "backup_freq", "owner", "contact"), LIST),
         },
-        "Config": {"Labels": {"BACKUP_FREQ": NO_TEXT}},
+        "Config": {"Labels": {"BACKUP_FREQ": LIST}},
     },
     "object for a policy": {"Info": {"BACKUP_FREQ": {"DB_PASS": SECRET}, "backup_freq": "Daily", "OWNER": None}},
     "labels": {"Info": {"BACKUP_FREQ": "", "labels": {"BACKUP_FREQ": "Weekly", "contact": "Zoë"}}},
