@@ -74,14 +74,16 @@ def servers(_neutral_environment: None) -> Iterator[Callable[[Installation], Ser
 @pytest.fixture(scope="session")
 def postgres(servers: Callable[[Installation], Server]) -> Server:
     """The main PostgreSQL server: the newest version of the wheel."""
-    return servers(_main_installation())
+    if not INSTALLATIONS:
+        pytest.fail("no PostgreSQL programs: pip install -r requirements-dev.txt")
+    return servers(INSTALLATIONS[0])
 
 
 @pytest.fixture
 def new_server() -> Iterator[Callable[[], Server]]:
     """Starts servers for a test that breaks them."""
     with _starting() as start:
-        yield lambda: start(_main_installation())
+        yield lambda: start(INSTALLATIONS[0])
 
 
 @pytest.fixture
@@ -145,12 +147,6 @@ def node_exporter(require_program: Callable[[str], Path], tmp_path: Path) -> Cal
     """What a real node_exporter serves at /metrics when its textfile collector reads a folder."""
     program = require_program("prometheus-node-exporter")
     return lambda directory: scrape_textfiles(program, directory, tmp_path / "node_exporter.log")
-
-
-def _main_installation() -> Installation:
-    if not INSTALLATIONS:
-        pytest.fail("no PostgreSQL programs: pip install -r requirements-dev.txt")
-    return INSTALLATIONS[0]
 
 
 def _on_postgres(database: Database, folder: Path) -> Site:

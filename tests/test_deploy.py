@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import shutil
@@ -62,24 +61,16 @@ def test_the_dead_mans_switch_reports_a_failure_only_if_the_audit_was_not_done(t
 # --- systemd -------------------------------------------------------------------------------------------
 
 
-def section(name: str) -> configparser.SectionProxy:
-    """What a file says about the service; of a setting that occurs twice the last one."""
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment, method-assign] # the documented way to keep the case
-    parser.read(DEPLOY / name, encoding="utf-8")
-    return parser["Service"]
-
-
 def test_the_services_run_an_audit_whose_verdict_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    service = section("backup-audit.service")
-    for command in (service["ExecStart"], section("backup-audit@.conf")["ExecStart"]):
+    service, drop_in = ((DEPLOY / name).read_text("utf-8") for name in ("backup-audit.service", "backup-audit@.conf"))
+    for command in re.findall(r"^ExecStart=(.+)$", service + drop_in, re.MULTILINE):
         program, *arguments = command.split()
         assert program == PROGRAM
         assert backup_audit.main([*arguments, "--config", "/nonexistent", "--check-config"]) == 3
         assert "no configuration file /nonexistent" in capsys.readouterr().out, "it only gets so far with good options"
-    assert service["SuccessExitStatus"] == "1 2"
-    folder = service["ReadWritePaths"].removeprefix("-")
-    assert f"prometheus_file = '{folder}/backup_audit.prom'" in (TOP / "mydb_config.example").read_text("utf-8")
+    assert "\nSuccessExitStatus=1 2\n" in service
+    assert (folder := re.search(r"^ReadWritePaths=-?(.*)$", service, re.MULTILINE))
+    assert f"prometheus_file = '{folder[1]}/backup_audit.prom'" in (TOP / "mydb_config.example").read_text("utf-8")
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed (Debian: systemd)")
