@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -37,11 +37,11 @@ def copy(tmp_path: Path) -> Path:
     return folder / "backup_audit.py"
 
 
-def make_environment(copy: Path, python: str = f'exec "{sys.executable}" "$@"') -> Path:
-    """A stand-in for a virtual environment beside the program, whose Python is a shell script."""
+def make_environment(copy: Path) -> Path:
+    """A stand-in for a virtual environment beside the program: its Python shows its arguments first."""
     path = copy.parent / ".venv" / "bin" / "python"
     path.parent.mkdir(parents=True)
-    path.write_text(f"#!/bin/sh\n{python}\n", encoding="utf-8")
+    path.write_text(f'#!/bin/sh\nprintf "<%s>" "$@"; exec "{sys.executable}" "$@"\n', encoding="utf-8")
     path.chmod(0o755)
     return path
 
@@ -58,9 +58,9 @@ def assert_broken(result: Result, *problems: str) -> None:
 
 def test_a_python_without_the_packages_finds_the_environment_beside_the_program(copy: Path, tmp_path: Path) -> None:
     words = ("--config", tmp_path / "missing.py", "--at", "2026-03-14 07:00", "a b*", "", "--csv")
-    missing = run(*BARE, copy, *words)
-    assert_broken(missing, f"{sys.executable} lacks {', '.join(PACKAGES)}: run make venv in {copy.parent}\n")
-    make_environment(copy, f'printf \'<%s>\' "$@"; exec "{sys.executable}" "$@"')
+    lacks = f"{sys.executable} lacks {', '.join(PACKAGES)}: run make venv in {copy.parent}\n"
+    assert_broken(run(*BARE, copy, *words), lacks)
+    make_environment(copy)
     link = tmp_path / "link"
     link.symlink_to(copy)
     result, expected = run(*BARE, link, *words, cwd="/"), run(sys.executable, PROGRAM, *words)
@@ -68,37 +68,20 @@ def test_a_python_without_the_packages_finds_the_environment_beside_the_program(
     assert (result.status, result.err) == (expected.status, expected.err)
 
 
-def test_an_environment_that_lacks_the_packages(copy: Path) -> None:
-    python = make_environment(copy)
+def test_an_environment_that_lacks_the_packages_or_that_this_user_cannot_run(copy: Path) -> None:
+    python, home = make_environment(copy), copy.parent / "home"
     python.unlink()
-    python.symlink_to(Path(sys.executable).resolve())  # not an environment, and without packages
-    result = run(*BARE, copy)
-    if result.status != 3 or "lacks" not in result.err:
-        pytest.skip("the Python beneath this environment has the packages")
-    assert_broken(result, f"{python} lacks ", f": run make clean venv in {copy.parent}\n")
-
-
-@pytest.mark.parametrize("how", ["its Python is gone", "its Python is closed", "its folder is closed"])
-def test_an_environment_that_this_user_cannot_run(copy: Path, how: str) -> None:
-    python = make_environment(copy)
-    home = copy.parent / "home" / "python3"
-    home.parent.mkdir()
-    if how != "its Python is gone":
-        shutil.copy(python, home)
+    python.symlink_to(sys.executable)
+    assert_broken(run(python, *BARE[1:], copy), f"{python} lacks ", f": run make clean venv in {copy.parent}\n")
     python.unlink()
-    python.symlink_to(home)
-    closed = {"its Python is closed": home.parent, "its folder is closed": copy.parent / ".venv"}.get(how)
-    if closed:
-        closed.chmod(0)
-    try:
-        result = run(*BARE, copy, **unprivileged())
-    finally:
-        if closed:
-            closed.chmod(0o755)
-    reason = "Permission denied" if closed else "No such file or directory"
-    shown = python if how == "its folder is closed" else home
+    python.symlink_to(home / "python3")
     advice = f"umask 022; make -C {copy.parent} clean venv PYTHON=/usr/bin/python3, a Python that every user can run"
-    assert_broken(result, f"backup_audit: this user cannot run {shown} ({reason}): run {advice}\n")
+    problem = f"backup_audit: this user cannot run {home}/python3 ({{}}): run {advice}\n"
+    assert_broken(run(*BARE, copy), problem.format("No such file or directory"))
+    home.mkdir(mode=0)
+    closed = run(*BARE, copy, **unprivileged())
+    home.rmdir()
+    assert_broken(closed, problem.format("Permission denied"))
 
 
 def old_pythons() -> list[Path]:
@@ -110,64 +93,53 @@ def old_pythons() -> list[Path]:
     return sorted({path.name: path for path in found if int(path.name.rpartition(".")[2]) < OLDEST[1]}.values())
 
 
-@pytest.mark.parametrize("python", old_pythons() or [None], ids=lambda path: path.name if path else "none")
-def test_a_python_that_is_too_old(copy: Path, python: Path | None) -> None:
-    if python is None:
+def test_a_python_that_is_too_old(copy: Path) -> None:
+    pythons = old_pythons()
+    if not pythons:
         pytest.skip("no old Python on this machine")
-    assert_broken(run(python, copy, "--version"), f"is older than Python 3.10: run make venv in {copy.parent}\n")
+    for python in pythons:
+        assert_broken(run(python, copy, "--version"), f"is older than Python 3.10: run make venv in {copy.parent}\n")
     make_environment(copy)
-    assert run(python, copy, "--version") == Result(0, f"Backup Audit {VERSION}\n", "")
+    assert run(pythons[0], copy, "--version") == Result(0, f"<{copy}><--version>Backup Audit {VERSION}\n", "")
 
 
 # --- Its imports ---------------------------------------------------------------------------------------
 
+_JOBS = """\
+import json, runpy, sys
+program, *jobs = sys.argv[1:]
+for job in jobs:
+    sys.argv = [program, *json.loads(job)]
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit:
+        print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+"""Runs the program several times in one process; after each, it lists on stderr what is imported."""
 
-def imported(*words: str | Path) -> set[str]:
-    """What Python imports to run the program with these words."""
-    result = run(sys.executable, "-X", "importtime", PROGRAM, *words)
-    return set(re.findall(r"^import time: .*\| +([\w.]+)$", result.err, re.MULTILINE))
 
-
-@pytest.mark.parametrize("words", ["--version", "--csv"])
-def test_what_needs_no_database_is_answered_before_the_large_imports(words: str) -> None:
-    found = imported(words)
-    assert "audit.options" in found
-    assert found & {*PACKAGES, "admin_db", "audit.settings", "audit.metrics"} == set()
-
-
-@pytest.mark.parametrize(
-    ("words", "own"),
-    [
-        (["-q"], set()),
-        (["--history", "30", "--csv"], {"audit.reports.history_csv"}),
-    ],
-    ids=str,
-)
-def test_a_job_imports_what_is_its_own(sqlite_site: Site, words: list[str], own: set[str]) -> None:
+def test_a_job_imports_what_is_its_own(sqlite_site: Site) -> None:
     published(sqlite_site)
-    found = imported("--config", sqlite_site.folder / "mydb_config.py", *words)
-    assert {name for name in found if name.startswith("audit.reports.") or name == "audit.check_config"} == own
+    config = ["--config", str(sqlite_site.folder / "mydb_config.py")]
+    jobs = (["--version"], [*config, "-q"], [*config, "--history", "30", "--csv"])
+    said = run(sys.executable, "-c", _JOBS, PROGRAM, *map(json.dumps, jobs), cwd=TOP).err
+    version, audit, history = (set(json.loads(line)) for line in said.splitlines())
+    assert "audit.options" in version
+    assert version & {*PACKAGES, "admin_db", "audit.settings", "audit.metrics"} == set(), "no large import"
+    assert {*PACKAGES, "audit.metrics"} <= audit
+    reports = [{name for name in found if name.startswith("audit.reports.")} for found in (audit, history)]
+    assert reports == [set(), {"audit.reports.history_csv"}]
+    assert "audit.check_config" not in history
 
 
 # --- Broken installations ------------------------------------------------------------------------------
 
-BREAKAGES = {
-    "a package that cannot be imported": ("psycopg2/__init__.py", "import no_such_library", "no_such_library"),
-    "a module that is missing": ("audit/log.py", None, "audit.log"),
-    "a folder that is missing": ("audit", None, "audit"),
-    "half a file": ("audit/launch.py", "import os\ndef require(", "'(' was never closed"),
-}
 
-
-@pytest.mark.parametrize("name", BREAKAGES)
-def test_a_broken_installation_never_looks_like_a_verdict(copy: Path, name: str) -> None:
-    place, content, problem = BREAKAGES[name]
-    path = copy.parent / place
-    if content is not None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    elif path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-    assert_broken(run(sys.executable, copy), "the installation is broken (", problem)
+def test_a_broken_installation_never_looks_like_a_verdict(copy: Path) -> None:
+    (copy.parent / "sqlalchemy.py").write_text("import no_such_library", encoding="utf-8")
+    broken = "the installation is broken ("
+    assert_broken(run(sys.executable, copy), broken, "no_such_library")
+    (copy.parent / "audit" / "launch.py").write_text("import os\ndef require(", encoding="utf-8")
+    assert_broken(run(sys.executable, copy), broken, "'(' was never closed")
+    shutil.rmtree(copy.parent / "audit")
+    assert_broken(run(sys.executable, copy), broken, "'audit'")
