@@ -6,6 +6,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Any
 
 from tests.builders import Site
 from tests.postgres import HOST
@@ -13,38 +15,26 @@ from tests.postgres import HOST
 TABLES = (b"containers", b"container_state", b"backups")
 
 
-class Relay:
-    """A relay to a server, on a port of its own, for one connection after the other."""
+class Relay(ThreadingTCPServer):
+    """A relay to a server, on a port of its own."""
 
     def __init__(self, port: int) -> None:
+        super().__init__((HOST, 0), BaseRequestHandler)
         self.asked = bytearray()
         self.heard = bytearray()
         self.allowance: int | None = None
         """The bytes that the server may still say before the connection breaks."""
-        self.at_query: Callable[[int], None] = lambda number: None
-        """Called before a query of a table is passed on, with its number."""
+        self.at_query: dict[int, Callable[[], object]] = {}
+        """What to do before a query of a table is passed on, by its number in the connection."""
         self._target = port
-        self._listener = socket.create_server((HOST, 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._acceptor = threading.Thread(target=self._accept)
-        self._acceptor.start()
 
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            with client, socket.create_connection((HOST, self._target)) as server:
-                answers = threading.Thread(target=self._answer, args=(server, client))
-                answers.start()
-                self._ask(client, server)
-                answers.join()
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Relay one connection, until either side hangs up."""
+        with socket.create_connection((HOST, self._target)) as server:
+            answers = threading.Thread(target=self._answer, args=(server, request))
+            answers.start()
+            self._ask(request, server)
+            answers.join()
 
     def _ask(self, client: socket.socket, server: socket.socket) -> None:
         queries = 0
@@ -53,7 +43,7 @@ class Relay:
                 self.asked += data
                 if data[:1] == b"Q" and any(table in data for table in TABLES):
                     queries += 1
-                    self.at_query(queries)
+                    self.at_query.get(queries, lambda: None)()
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
@@ -73,14 +63,16 @@ class Relay:
 
 
 @contextmanager
-def relayed(site: Site, **settings: object) -> Iterator[Relay]:
+def relayed(site: Site) -> Iterator[Relay]:
     """A relay that the site's configurations of this block go through, unencrypted."""
     assert site.database
-    relay, direct = Relay(site.database.server.port), site.settings
-    site.settings = {**direct, "mydb_admin_port": relay.port, "libpq_options": {"sslmode": "disable"}}
-    site.config(**settings)
-    try:
-        yield relay
-    finally:
-        site.settings = direct
-        relay.close()
+    direct = site.settings
+    with Relay(site.database.server.port) as relay:
+        site.settings = {**direct, "mydb_admin_port": relay.server_address[1], "libpq_options": {"sslmode": "disable"}}
+        site.config()
+        threading.Thread(target=relay.serve_forever, args=(0.01,)).start()
+        try:
+            yield relay
+        finally:
+            relay.shutdown()
+            site.settings = direct
