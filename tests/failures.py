@@ -27,23 +27,18 @@ SLACK = 6.0
 """Seconds beyond those promised that a busy machine may take."""
 
 
-def failure(site: Site, *argv: str | Path, publishes: bool = True, process: dict[str, Any] | None = None) -> str:
+def failure(site: Site, *argv: str | Path, publishes: bool = True) -> str:
     """What a failing audit says on stderr, after all that every failure has in common has been checked.
 
-    With `publishes` the run file tells of the failure; without, nothing at all is written. `process` runs the
-    audit as a process of its own, with these options.
+    With `publishes` the run file tells of the failure; without, nothing at all is written.
     """
     if not (site.folder / "mydb_config.py").exists():
         site.config()
     if publishes:
         site.textfile.write_bytes(LAST_GOOD)
         site.runfile.unlink(missing_ok=True)
-
-    def audit(*words: str | Path) -> Result:
-        return site.audit(*words) if process is None else as_result(site.process(*words, **process))
-
     before = tree(site.folder)
-    plain = audit(*argv)
+    plain = site.audit(*argv)
     after = tree(site.folder)
     assert (plain.status, plain.out) == (3, "")
     assert_complaint(plain.err)
@@ -51,11 +46,11 @@ def failure(site: Site, *argv: str | Path, publishes: bool = True, process: dict
         assert after.pop(f"textfiles/{site.runfile.name}")
         assert site.samples(site.runfile)[SUCCESS] == 0
     assert after == before
-    debug = audit(*argv, "--debug")
+    debug = site.audit(*argv, "--debug")
     assert (debug.status, debug.out) == (3, "")
     assert "Traceback (most recent call last)" in debug.err
     assert debug.err.endswith(plain.err)
-    assert [word for word in passwords(site) if word in plain.err + debug.err] == []
+    assert [word for word in passwords(site) if word in debug.err] == []
     return plain.err
 
 
@@ -105,8 +100,8 @@ def passwords(site: Site) -> list[str]:
 
 def tree(folder: Path) -> dict[str, tuple[int, ...]]:
     """What lies in a folder, and what tells whether it was touched; works for files that nobody may read."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted([folder, *folder.rglob("*")]):
+    found = {}
+    for path in (folder, *folder.rglob("*")):
         about = path.lstat()
         touched = (about.st_ino, about.st_size, about.st_mtime_ns) if path.is_file() else ()
         found[str(path.relative_to(folder))] = (about.st_mode, *touched)

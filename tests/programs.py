@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
@@ -30,9 +29,8 @@ class ProgramError(RuntimeError):
 class Program:
     """A server program that stops with the test run, however that ends.
 
-    It runs in a session of its own, so that Ctrl-C reaches the tests only, which then stop it in good
-    order. Should the tests be killed before they can do that, a guard does it: a shell that waits for
-    the pipe from the tests to close.
+    It runs in a session of its own, so that Ctrl-C reaches the tests only, which then stop it in good order. Should
+    they be killed before that, a guard does it: a shell that waits for the pipe from the tests to close.
     """
 
     def __init__(
@@ -44,8 +42,8 @@ class Program:
         group: int | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
-        self.log = log
-        self.stop_signal = stop_signal
+        self._log = log
+        self._stop_signal = stop_signal
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -57,53 +55,29 @@ class Program:
                 group=group,
                 extra_groups=None if user is None else [],
             )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", stop_signal.name.removeprefix("SIG"), str(self._process.pid)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    @property
-    def running(self) -> bool:
-        """Whether the program has not ended."""
-        return self._process.poll() is None
+        guard = ["/bin/sh", "-c", _GUARD, "guard", stop_signal.name.removeprefix("SIG"), str(self._process.pid)]
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Return when `ready` says so. Raises `ProgramError` if the program ends before, or takes too long."""
         deadline = time.monotonic() + PATIENCE
         while not ready():
-            if not self.running:
-                raise ProgramError(f"it has ended with status {self._process.returncode}: {self.last_words()}")
-            if time.monotonic() > deadline:
-                raise ProgramError(f"it is not ready after {PATIENCE:.0f} seconds: {self.last_words()}")
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = self._log.read_text("utf-8", "replace")[-2000:].strip()
+                raise ProgramError(f"it is not ready (status {self._process.poll()}): {said}")
             time.sleep(0.02)
-
-    def last_words(self) -> str:
-        """The end of the program's log."""
-        return self.log.read_text("utf-8", "replace")[-2000:].strip()
 
     def stop(self, how: signal.Signals | None = None) -> None:
         """Stop the program by its own signal, or by `how`, and wait for its end. Harmless if it has ended."""
-        if self.running:
-            self._process.send_signal(how or self.stop_signal)
+        if self._process.poll() is None:
+            self._process.send_signal(how or self._stop_signal)
             try:
                 self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._guard.poll() is None:
-            self._guard.kill()
-            self._guard.wait()
-        if self._guard.stdin:
-            self._guard.stdin.close()
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        self._guard.kill()
+        self._guard.communicate()
 
 
 def free_port() -> int:
@@ -136,33 +110,12 @@ def scrape_textfiles(node_exporter: Path, directory: Path, log: Path) -> str:
 def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> AbstractContextManager[str]:
     """A real node_exporter whose textfile collector reads `directory`; yields its address."""
     collectors = ("--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={directory}")
-    return _web_server(log, "/", node_exporter, *collectors, "--web.disable-exporter-metrics")
-
-
-def prometheus_server(prometheus: Path, config: Path, data: Path, log: Path) -> AbstractContextManager[str]:
-    """A real Prometheus that keeps its samples in the folder `data`; yields its address."""
-    return _web_server(log, "/-/ready", prometheus, f"--config.file={config}", f"--storage.tsdb.path={data}")
-
-
-def alertmanager_server(alertmanager: Path, config: Path, data: Path, log: Path) -> AbstractContextManager[str]:
-    """A real Alertmanager, alone, that keeps its state in the folder `data`; yields its address."""
-    options = (f"--config.file={config}", f"--storage.path={data}", "--cluster.listen-address=")
-    return _web_server(log, "/-/ready", alertmanager, *options)
-
-
-def ask(address: str, path: str, *parameters: tuple[str, str]) -> Any:
-    """The JSON that a server answers. Raises `ProgramError` with its words if it answers with an error."""
-    url = f"http://{address}{path}?{urlencode(parameters)}"
-    try:
-        return json.loads(_get(url))
-    except HTTPError as error:
-        with error:
-            raise ProgramError(f"{url}: {error.read().decode('utf-8', 'replace')}") from None
+    return web_server(log, "/", node_exporter, *collectors, "--web.disable-exporter-metrics")
 
 
 @contextmanager
-def _web_server(log: Path, ready: str, *command: str | Path) -> Iterator[str]:
-    """A server on a free port of the loopback; yields its address when it answers at the path `ready`."""
+def web_server(log: Path, ready: str, *command: str | Path) -> Iterator[str]:
+    """A program of Prometheus' on a free port of the loopback; yields its address when it answers at `ready`."""
     address = f"127.0.0.1:{free_port()}"
 
     def answers() -> bool:
@@ -171,9 +124,17 @@ def _web_server(log: Path, ready: str, *command: str | Path) -> Iterator[str]:
         except URLError:
             return False
 
-    with Program([*command, f"--web.listen-address={address}"], log) as server:
+    server = Program([*command, f"--web.listen-address={address}"], log)
+    try:
         server.wait_until(answers)
         yield address
+    finally:
+        server.stop()
+
+
+def ask(address: str, path: str, **parameters: str) -> Any:
+    """The JSON that a server answers."""
+    return json.loads(_get(f"http://{address}{path}?{urlencode(parameters)}"))
 
 
 def _get(url: str) -> bytes:
