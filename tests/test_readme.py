@@ -28,40 +28,28 @@ OUTPUT = re.compile(r"<!-- demo: (.*?)\| head -n (\d+) -->\n```text\n(.*?)```", 
 LEFT_OUT = "[...]\n"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds the demo as `make demo` builds it."""
-    demo = tmp_path_factory.mktemp("readme") / "demo"
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = tmp_path / "demo"
     demo.mkdir()
     shutil.copy(TOP / "demo" / "mydb_config.py", demo)
-    with redirect_stdout(io.StringIO()):
-        build.main([str(demo)], now=NOW)
-    return demo.parent
+    build.main([str(demo)], now=NOW)
+    monkeypatch.chdir(tmp_path)
 
+    def renewed(block: re.Match[str]) -> str:
+        arguments, number, shown = block[1], int(block[2]), block[3]
+        with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as out:
+            backup_audit.main(["--config", "demo/mydb_config.py", "--at", NOW.isoformat(), *arguments.split()])
+        out.seek(0)
+        lines = [line.rstrip() + "\n" for line in out]
+        assert max(map(len, lines[:number])) <= 80 + len("\n")
+        return block[0].replace(shown, "".join(lines[:number]) + LEFT_OUT * (number < len(lines)))
 
-def first_lines(arguments: str, number: int) -> str:
-    """The first lines of what backup_audit.py prints about the demo in the present folder."""
-    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as out:
-        backup_audit.main(["--config", "demo/mydb_config.py", "--at", NOW.isoformat(), *arguments.split()])
-    out.seek(0)
-    lines = [line.rstrip() + "\n" for line in out]
-    return "".join(lines[:number]) + LEFT_OUT * (number < len(lines))
-
-
-@pytest.mark.parametrize(("arguments", "number"), [(found[0], int(found[1])) for found in OUTPUT.findall(TEXT)])
-def test_the_readme_shows_what_the_demo_prints(
-    arguments: str, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    printed = first_lines(arguments, number)
+    assert len(OUTPUT.findall(TEXT)) == 4
+    expected = OUTPUT.sub(renewed, TEXT)
     if os.environ.get("UPDATE_README"):
-        block = f"<!-- demo: {arguments}| head -n {number} -->\n```text\n{printed}```"
-        text = README.read_text(encoding="utf-8")
-        renewed = OUTPUT.sub(lambda match: block if match[1] == arguments else match[0], text)
-        README.write_text(renewed, encoding="utf-8")
-    shown = {found[0]: found[2] for found in OUTPUT.findall(README.read_text(encoding="utf-8"))}
-    assert printed == shown[arguments]
-    assert max(map(len, printed.splitlines())) <= 80
+        README.write_text(expected, encoding="utf-8")
+    else:
+        assert expected == TEXT
 
 
 def test_the_template_runs_on_its_own(tmp_path: Path) -> None:
