@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from socket import create_server
+from typing import TextIO
 
 import pytest
 
 import backup_audit
-from audit import terminal
-from models import ContainerState
+from audit import terminal, textfile
 from tests.builders import NOW, TOP, Result, Site, series
 from tests.failures import (
     SUCCESS,
@@ -61,13 +61,19 @@ def stop(program: subprocess.Popen[str], how: signal.Signals) -> Result:
     return Result(program.returncode, out, err)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
-def test_a_signal_while_a_query_runs(site: Site, how: signal.Signals) -> None:
-    good = published(site)
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc to see process titles")
+def test_a_waiting_audit_shows_no_password_in_a_process_title_and_ends_at_a_signal(site: Site) -> None:
+    good, database = published(site), database_of(site)
+    password = database.server.passwords[ADMIN_USER]
+    url = database.url.set(password=password).render_as_string(hide_password=False)
+    site.config(**dict.fromkeys(site.settings), database_url=url)
     with locked_log(site), running(site) as audit:
-        wait_until(lambda: waiting_backends(database_of(site)))
-        result = stop(audit, how)
-    assert_not_done(site, result, good, f"backup_audit: stopped by {how.name}: run it again\n")
+        wait_until(lambda: waiting_backends(database))
+        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (audit.pid, *waiting_backends(database))]
+        result = stop(audit, signal.SIGTERM)
+    assert ("backup_audit.py" in titles[0], ADMIN_USER in titles[1]) == (True, True)
+    assert password.strip("\\:'") not in "".join(titles)
+    assert_not_done(site, result, good, "backup_audit: stopped by SIGTERM: run it again\n")
 
 
 def test_a_signal_while_the_server_does_not_answer(site: Site) -> None:
@@ -79,67 +85,53 @@ def test_a_signal_while_the_server_does_not_answer(site: Site) -> None:
             with client:
                 client.recv(8)  # it asks for TLS, and waits
                 result = stop(audit, signal.SIGINT)
-    assert_not_done(site, result, good, "SIGINT")
+    assert_not_done(site, result, good, "backup_audit: stopped by SIGINT: run it again\n")
 
 
-_SIGNALLED = """\
-import os, signal, sys
-import backup_audit
-from audit import terminal
-from audit import terminal, textfile
-def with_signal(function, number):
-    def signalled(*arguments):
-        os.kill(os.getpid(), number)
-        return function(*arguments)
-    return signalled
-if "first" in sys.argv.pop(1):
-    textfile.write = with_signal(textfile.write, signal.SIGTERM)
-textfile.overwrite = with_signal(textfile.overwrite, signal.SIGINT)
-terminal.prepare()
-sys.exit(backup_audit.main(sys.argv[1:]))
-"""
-"""An audit that gets a signal before it writes the textfile, if its first word says so, and one before the run file."""
+def prepare(stdout: TextIO) -> None:
+    """Prepare this process, with another stdout, as the program prepares its own."""
+    with redirect_stdout(stdout), redirect_stderr(io.StringIO()):
+        terminal.prepare()
 
 
-@pytest.mark.parametrize("when", ["at the end", "first, and again at the end"])
-def test_a_signal_at_the_end_changes_nothing(sqlite_site: Site, when: str) -> None:
-    good = published(sqlite_site)
-    command = [sys.executable, "-c", _SIGNALLED, when, "--config", str(sqlite_site.folder / "mydb_config.py")]
-    result = as_result(subprocess.run(command, cwd=TOP, capture_output=True, encoding="utf-8", check=False))
-    if when == "at the end":
-        assert result == Result(0, "", "")
-        assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1
-    else:
-        assert_not_done(sqlite_site, result, good, "backup_audit: stopped by SIGTERM: run it again\n")
+@pytest.fixture
+def _signals_afterwards() -> Iterator[None]:
+    """What the process does at a signal is as before when the test has ended."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc to see process titles")
-def test_no_password_is_in_a_process_title(site: Site) -> None:
-    site.container()
-    database = database_of(site)
-    password = database.server.passwords[ADMIN_USER]
-    site.config(database_url=database.url.set(password=password).render_as_string(hide_password=False))
-    with locked_log(site), running(site) as audit:
-        wait_until(lambda: waiting_backends(database))
-        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (audit.pid, *waiting_backends(database))]
-    assert "backup_audit.py" in titles[0]
-    assert ADMIN_USER in titles[1]
-    assert password.strip("\\:'") not in "".join(titles)
+@pytest.mark.usefixtures("_signals_afterwards")
+def test_a_signal_at_the_end_changes_nothing(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signal_before(name: str, number: signal.Signals) -> None:
+        function = getattr(textfile, name)
+
+        def signalled(*arguments: object) -> None:
+            os.kill(os.getpid(), number)
+            function(*arguments)
+
+        monkeypatch.setattr(textfile, name, signalled)
+
+    published(sqlite_site)
+    signal_before("overwrite", signal.SIGINT)  # that is, before the run file
+    prepare(io.StringIO())
+    assert sqlite_site.audit("-q") == Result(0, "", "")
+    assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1
+    good = sqlite_site.textfile.read_bytes()
+    signal_before("write", signal.SIGTERM)
+    prepare(io.StringIO())
+    assert_not_done(sqlite_site, sqlite_site.audit(), good, "backup_audit: stopped by SIGTERM: run it again\n")
 
 
 # --- As cron and systemd start it ------------------------------------------------------------------------
 
-CRON = {"LOGNAME": "root", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "LANG": "C"}
-ASCII = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PGCLIENTENCODING": "SQL_ASCII"}
-LIBPQ = {"PGTZ": "America/St_Johns", "PGDATESTYLE": "SQL, DMY", "PGCONNECT_TIMEOUT": "0", "PGAPPNAME": "another"}
-LIBPQ |= {"PGOPTIONS": "-c default_transaction_read_only=off -c IntervalStyle=sql_standard"}
-STARTS: dict[str, tuple[int, dict[str, str]]] = {
-    "an empty environment": (0o077, {}),
-    "cron without HOME, odd zone": (0o027, {**CRON, "TZ": "Pacific/Chatham"}),
-    "POSIX and nothing but ASCII": (0o022, {**ASCII, "TERM": "dumb", "TZ": ":no/zone"}),
-    "no such locale, variables of libpq": (0o000, {"LC_ALL": "xx_YY.KOI9", "HOME": "/nonexistent", **LIBPQ}),
-}
-"""The umask, and the whole environment."""
+ODD = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PGCLIENTENCODING": "SQL_ASCII"}
+ODD |= {"TERM": "dumb", "TZ": ":no/zone", "HOME": "/nonexistent", "LOGNAME": "root"}
+ODD |= {"PGTZ": "America/St_Johns", "PGDATESTYLE": "SQL, DMY", "PGCONNECT_TIMEOUT": "0", "PGAPPNAME": "another"}
+ODD |= {"PGOPTIONS": "-c default_transaction_read_only=off -c IntervalStyle=sql_standard"}
 
 
 def without_time(exposition: bytes) -> list[bytes]:
@@ -147,9 +139,13 @@ def without_time(exposition: bytes) -> list[bytes]:
     return [line for line in exposition.splitlines() if not line.startswith(moving)]
 
 
-@pytest.mark.parametrize("name", STARTS)
-def test_the_textfile_is_the_same_however_the_audit_is_started(site: Site, name: str) -> None:
-    good, (umask, env) = published(site), STARTS[name]
+@pytest.mark.parametrize(
+    ("umask", "env"),
+    [(0o077, {}), (0, ODD)],
+    ids=["an empty environment", "nothing but ASCII, an odd zone, variables of libpq"],
+)
+def test_the_textfile_is_the_same_however_the_audit_is_started(site: Site, umask: int, env: dict[str, str]) -> None:
+    good = published(site)
     for path in (site.textfile, site.runfile):
         path.unlink()
     command = [sys.executable, PROGRAM, "--config", str(site.folder / "mydb_config.py")]
@@ -168,89 +164,77 @@ def test_the_textfile_is_the_same_however_the_audit_is_started(site: Site, name:
 def test_colours_are_for_terminals_that_want_them(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, started in {"ok": "2026-03-13 18:07", "late": "2026-03-13 05:00", "missed": "2026-03-12 18:07"}.items():
         sqlite_site.run(sqlite_site.container(name), started, started)
-    shown = {}
-    monkeypatch.setenv("COLUMNS", "80")  # a pseudo-terminal has none, which Python 3.10 believes
-    for variable in ("TERM=xterm", "NO_COLOR=", "NO_COLOR=1", "TERM=dumb"):
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv(*variable.split("="))
-        shown[variable] = sqlite_site.audit("-v", *AT, terminal=True).out
-    coloured = shown["TERM=xterm"]
-    assert coloured == shown["NO_COLOR="], "empty does not count"
+
+    def shown(terminal: bool = True, **variables: str) -> str:
+        for variable, value in ({"TERM": "xterm", "NO_COLOR": "", "COLUMNS": "80"} | variables).items():
+            monkeypatch.setenv(variable, value)
+        return sqlite_site.audit("-v", *AT, terminal=terminal).out
+
+    coloured, plain = shown(), shown(NO_COLOR="1")
     assert len(dict(re.findall(r"\x1b\[([1-9][\d;]*)m(\w+)", coloured))) == 3, "each severity has its own colour"
     assert coloured.count("\x1b[0m") == len(re.findall(r"\x1b\[[1-9][\d;]*m", coloured))
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == shown["NO_COLOR=1"] == shown["TERM=dumb"]
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR")
-    assert "\x1b" not in sqlite_site.audit("-v", *AT).out, "a pipe"
-    master, slave = pty.openpty()
-    try:
-        assert sqlite_site.process("-v", *AT, cwd=Path.cwd(), capture_output=False, stdout=slave).returncode == 2
-        assert os.read(master, 65536).decode().replace("\r\n", "\n") == coloured
-    finally:
-        os.close(slave)
-        os.close(master)
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain == shown(TERM="dumb")
+    assert "\x1b" not in plain + shown(terminal=False)
 
 
-def test_head_ends_the_report_quietly(sqlite_site: Site) -> None:
-    with sqlite_site.session() as session:  # several times what a pipe holds
-        session.add_all(ContainerState(c_id=n, name=f"c {n} {'x' * 150}", state="running") for n in range(900))
-    sqlite_site.config()
-    with running(sqlite_site, "-v") as program:
-        assert program.stdout
-        assert "900 containers" in program.stdout.readline()
-        program.stdout.close()
-        assert program.wait(60) == 2
-        assert program.stderr
-        assert program.stderr.read() == ""
-    assert sqlite_site.samples()[series("mydb_backup_containers", status="no_policy")] == 900
+def audit_into(stdout: TextIO | None, site: Site, *words: str) -> int:
+    """Audit a site in this process, with another stdout; returns the exit status."""
+    with redirect_stdout(stdout):
+        return backup_audit.main(["--config", str(site.folder / "mydb_config.py"), *words])
+
+
+def audit_into_a_full_device(site: Site, *words: str) -> int:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        return audit_into(full, site, *words)
+
+
+def test_head_ends_the_report_quietly(sqlite_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    published(sqlite_site)
+    for buffering in (1, -1):  # the first line fails, and the last one
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w", buffering, encoding="utf-8") as pipe:
+            assert audit_into(pipe, sqlite_site, "-v") == 0
+    assert capsys.readouterr().err == ""
     assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1
 
 
-@pytest.mark.parametrize("words", ["-v", "--output -", "--history 30", "--check-config", "sales", "--version"])
-def test_a_report_that_cannot_be_printed_is_a_failed_run(
-    sqlite_site: Site, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    published(sqlite_site)
-    argv = ["--config", str(sqlite_site.folder / "mydb_config.py"), *words.split()]
-    with open("/dev/full", "w", encoding="utf-8") as full, redirect_stdout(full):
-        assert backup_audit.main(argv) == 3
-    problem = "backup_audit: cannot print the report (No space left on device): check where stdout goes\n"
-    assert capsys.readouterr().err == ("" if words == "--version" else problem)
-    assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == (0 if words == "-v" else 1)
-
-
-@pytest.mark.parametrize("database", [True, False])
-def test_a_process_that_nobody_can_hear(sqlite_site: Site, database: bool) -> None:
+def test_a_report_that_cannot_be_printed_is_a_failed_run(sqlite_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     good = published(sqlite_site)
-    if not database:
-        sqlite_site.config(database_url="sqlite:////nowhere/x.db")
-    with open("/dev/full", "w", encoding="utf-8") as full:
-        answer = sqlite_site.process("-v", stdout=full, stderr=full, capture_output=False)
-    assert answer.returncode == 3
-    assert without_time(sqlite_site.textfile.read_bytes()) == without_time(good)
+    problem = "backup_audit: cannot print the report ({}): check where stdout goes\n"
+    for words in ("--output -", "--history 30", "--check-config", "sales", "-v"):
+        assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1
+        assert audit_into_a_full_device(sqlite_site, *words.split()) == 3
+        assert capsys.readouterr().err == problem.format("No space left on device")
     assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 0
+    assert audit_into_a_full_device(sqlite_site, "--version") == 3
+    assert audit_into(None, sqlite_site, "-v") == 3, "closed before the program began"
+    assert capsys.readouterr().err == problem.format("Bad file descriptor")
+    assert audit_into(None, sqlite_site, "-q") == 0
+    with open("/dev/full", "w", encoding="utf-8") as full, redirect_stderr(full):
+        assert audit_into_a_full_device(sqlite_site, "-v") == 3, "nobody can hear why"
+    with redirect_stderr(None):
+        assert audit_into_a_full_device(sqlite_site, "-v") == 3
+    assert capsys.readouterr() == ("", ""), "without stderr nothing goes to stdout"
+    assert without_time(sqlite_site.textfile.read_bytes()) == without_time(good)
 
 
+@pytest.mark.usefixtures("_signals_afterwards")
 def test_any_name_can_be_printed_in_any_encoding(sqlite_site: Site) -> None:
     name = "Bücher 数据 \U0001f4be"
     sqlite_site.run(sqlite_site.container(name), "2026-03-13 18:07", "2026-03-13 18:30")
-    for encoding, argv in (("ascii", ("-v",)), ("latin-1", ("--history", "30"))):
-        answer = sqlite_site.process(*argv, *AT, env={"PYTHONIOENCODING": encoding}, encoding=encoding)
-        assert (answer.returncode, answer.stderr) == (0, "")
-        assert "\\u6570" in answer.stdout
-    answer = sqlite_site.process("--history", "30", "--csv", *AT, env={"PYTHONIOENCODING": "ascii"})
-    assert (answer.returncode, name in answer.stdout) == (0, True), "programs read UTF-8"
+    sqlite_site.config()
 
+    def printed(encoding: str, *words: str) -> bytes:
+        out = io.BytesIO()
+        with io.TextIOWrapper(out, encoding=encoding) as stdout:
+            prepare(stdout)
+            assert audit_into(stdout, sqlite_site, *words, *AT) == 0
+            return out.getvalue()
 
-def test_what_utf8_cannot_say_is_spelled_out(sqlite_site: Site) -> None:
+    assert rb"\u6570" in printed("ascii", "-v")
+    assert rb"\u6570" in printed("latin-1", "--history", "30")
+    assert name.encode() in printed("ascii", "--history", "30", "--csv"), "programs read UTF-8"
     sqlite_site.container(data={"Info": {"BACKUP_FREQ": "Daily\ud800"}})
     for argv in (("-v",), ("--history", "30", "--csv"), ("--output", "-")):
-        assert sqlite_site.audit(*argv, *AT).err == ""
-
-
-def test_without_stderr_nothing_goes_to_stdout(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    terminal.print_error("backup_audit: x")
-    assert capsys.readouterr().out == ""
+        assert sqlite_site.audit(*argv, *AT).err == "", "what UTF-8 cannot say is spelled out"
