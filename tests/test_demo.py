@@ -17,7 +17,7 @@ import pytest
 from admin_db import make_engine
 from audit.policy import UTC, Status
 from demo import build
-from tests.builders import TOP, Site, parse_samples, series
+from tests.builders import TOP, Site
 from tests.db4sci import SECRET
 
 NOW = datetime(2026, 3, 14, 14, 40, tzinfo=UTC)  # a Saturday, before the Weekly backups
@@ -70,13 +70,21 @@ def statuses(demo: Site, now: datetime | None) -> dict[str, str]:
     return {name: container["status"] for name, container in containers(demo, now).items()}
 
 
-def test_every_status_and_every_engine_occurs(demo: Site) -> None:
+def test_every_status_and_every_engine_occurs_and_what_it_teaches(demo: Site) -> None:
     assert set(VERDICTS.values()) == {status.value for status in Status}
-    assert statuses(demo, NOW) == VERDICTS
-    engines = {each["engine"] for each in containers(demo, NOW).values()}
-    assert engines == {"Postgres", "MariaDB", "MongoDB", "Neo4j", None}
-    ignored = json.loads(audit(demo, NOW, "--json"))["audit"]["rows_ignored"]
-    assert ignored == {"future": 0, "malformed": 1, "undated": 0}
+    found = containers(demo, NOW)
+    assert {name: each["status"] for name, each in found.items()} == VERDICTS
+    assert {each["engine"] for each in found.values()} == {"Postgres", "MariaDB", "MongoDB", "Neo4j", None}
+    assert "permission denied for table visits" in found["consent-records"]["reason"]
+    assert found["survey"]["failures_in_a_row"] == 5
+    assert "took 1 s, typically 32 min" in found["genome-variants"]["note"]
+    assert found["sample-tracking"]["status_yesterday"] == "failed"
+    assert found["bookings"]["exception"]["reason"] == "frozen for the paper, ticket 4711"
+    bookings, glacier = (found[name]["kept_until"] for name in ("bookings", "glacier-cores"))
+    assert bookings < NOW.isoformat() < glacier < (NOW + timedelta(days=7)).isoformat()
+    report = " ".join(audit(demo, NOW, "-v").split())
+    for text in ("no reachable servers", "success_patterns", "1 malformed log row ignored"):
+        assert text in report
 
 
 @pytest.mark.parametrize(
@@ -95,20 +103,6 @@ def test_the_verdicts_are_the_same_whenever_it_is_built(tmp_path: Path, now: dat
         assert statuses(demo, now + timedelta(hours=1)) == VERDICTS
     else:
         assert demo.runfile.exists()
-
-
-def test_what_it_teaches(demo: Site) -> None:
-    found = containers(demo, NOW)
-    assert "permission denied for table visits" in found["consent-records"]["reason"]
-    assert found["survey"]["failures_in_a_row"] == 5
-    assert "took 1 s, typically 32 min" in found["genome-variants"]["note"]
-    assert found["sample-tracking"]["status_yesterday"] == "failed"
-    assert found["bookings"]["exception"]["reason"] == "frozen for the paper, ticket 4711"
-    bookings, glacier = (found[name]["kept_until"] for name in ("bookings", "glacier-cores"))
-    assert bookings < NOW.isoformat() < glacier < (NOW + timedelta(days=7)).isoformat()
-    report = audit(demo, NOW, "-v")
-    assert "no reachable servers" in " ".join(report.split())
-    assert "success_patterns" in report
 
 
 def test_a_night_broke_off(demo: Site) -> None:
@@ -132,8 +126,6 @@ def test_passwords_are_planted_and_never_come_out(demo: Site, tmp_path: Path) ->
     audit(demo, NOW, "--history", "30", "--html", str(page), status=0)
     told += [page.read_text(encoding="utf-8"), textfile.read_text(encoding="utf-8")]
     assert all(len(text) > 200 and SECRET not in text for text in told)
-    samples = parse_samples(told[-1])
-    assert all(samples[series("mydb_backup_containers", status=status.value)] > 0 for status in Status)
 
 
 def test_the_script_runs_in_any_folder_with_what_the_program_needs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,28 +41,23 @@ def identity(alert: dict[str, Any]) -> Alert:
 # --- The sites ---------------------------------------------------------------------------------------------
 
 STRANGE = 'sälés "prod" \\ {{ $value }}\n%d'
-HOURS_AGO: dict[str, list[tuple[float, float | None, str]]] = {
-    "orders": [(4, 0.5, "")],
-    "variants": [*((ago, 0.5, "") for ago in range(200, 4, -24)), (2, 0.001, "")],
-    STRANGE: [(28, 0.5, ""), (3, 0.5, "Executing Postgres backup to S3\nError message: upload failed: - to s3://")],
-    "survey": [(3, 0.5, "Backup skipped")],
-    "proteins": [(52, 0.5, ""), (28, None, "")],
-    "freezer": [(76, 0.5, "")],
-    "plasmids": [],
-    "frozen": [(120, 0.5, "")],
-    "offsite": [(76, 0.5, "")],
+CASES: dict[str, tuple[list[tuple[float, float | None, str]], str, str]] = {
+    "orders": ([(4, 0.5, "")], "", ""),
+    "variants": ([*((ago, 0.5, "") for ago in range(200, 4, -24)), (2, 0.001, "")], "SuspiciouslyShort", "short"),
+    STRANGE: (
+        [(28, 0.5, ""), (3, 0.5, "Backup of S3\nError message: upload failed: - to s3://")],
+        "Critical",
+        "failed",
+    ),
+    "survey": ([(3, 0.5, "Backup skipped")], "Warning", "unsure"),
+    "proteins": ([(52, 0.5, ""), (28, None, "")], "Critical", "stalled"),
+    "freezer": ([(76, 0.5, "")], "Critical", "missed"),
+    "plasmids": ([], "Critical", "no_policy"),
+    "frozen": ([(120, 0.5, "")], "", ""),
+    "offsite": ([(76, 0.5, "")], "Critical", "missed"),
 }
-"""The runs of each container (and of the site-wide job `offsite`): since when, how long, and the message."""
-ALERTS = {
-    "variants": ("SuspiciouslyShort", "short"),
-    STRANGE: ("Critical", "failed"),
-    "survey": ("Warning", "unsure"),
-    "proteins": ("Critical", "stalled"),
-    "freezer": ("Critical", "missed"),
-    "plasmids": ("Critical", "no_policy"),
-    "offsite": ("Critical", "missed"),
-}
-"""The others are well; `frozen` is accepted."""
+"""The runs of each container (and of the site-wide job `offsite`): since how many hours, how many of them each took,
+and its message; the alert that is expected, and its status."""
 ABOUT: dict[str, dict[str, str | None]] = {
     STRANGE: {"contact": "ada@example.com"},
     "freezer": {"owner": "genomics", "contact": "freezer@example.org"},
@@ -73,7 +68,7 @@ SETTINGS = {"extra_jobs": {"offsite": "Daily"}, "exceptions": {"frozen": ("2999-
 
 def fill(site: Site) -> None:
     now = site.clock()
-    for name, runs in HOURS_AGO.items():
+    for name, (runs, _, _) in CASES.items():
         c_id = 0 if name == "offsite" else site.container(name, **ABOUT.get(name, {}))  # type: ignore[arg-type]
         for ago, hours, message in runs:
             started = now - timedelta(hours=ago)
@@ -87,8 +82,8 @@ def audit(site: Site, name: str, status: int, **settings: Any) -> None:
     assert site.audit("-q").status == status
 
 
-def expected(site: str) -> set[Alert]:
-    return {(f"MyDBBackup{alert}", site, name, status) for name, (alert, status) in ALERTS.items()}
+def expected(site: str) -> frozenset[Alert]:
+    return frozenset((f"MyDBBackup{alert}", site, name, status) for name, (_, alert, status) in CASES.items() if alert)
 
 
 # --- The programs ------------------------------------------------------------------------------------------
@@ -126,36 +121,31 @@ def mailbox(received: list[Mail]) -> Iterator[str]:
             server.shutdown()
 
 
-@contextmanager
-def alertmanager(program: Path, folder: Path, mailbox: str) -> Iterator[str]:
-    """Alertmanager with alertmanager.example.yml, whose receivers all hand over to the mailbox, and soon."""
+def alertmanager_config(mailbox: str) -> Any:
+    """alertmanager.example.yml, whose receivers all hand over to the mailbox, and soon."""
     config = yaml.safe_load((MONITORING / "alertmanager.example.yml").read_text("utf-8"))
     config["route"] |= {"group_wait": "1s", "group_interval": "1s"}
-    config["templates"] = []
-    config["receivers"] = [
-        {"name": receiver["name"], "webhook_configs": [{"url": f"http://{mailbox}/{receiver['name']}"}]}
-        for receiver in config["receivers"]
-    ]
-    path = folder / "alertmanager.yml"
-    path.write_text(json.dumps(config), "utf-8")  # JSON is YAML as well
-    options = (f"--config.file={path}", f"--storage.path={folder / 'alertmanager'}", "--cluster.listen-address=")
-    with web_server(folder / "alertmanager.log", "/-/ready", program, *options) as address:
-        yield address
+    for receiver in config["receivers"]:
+        receiver.pop("email_configs", None)
+        receiver["webhook_configs"] = [{"url": f"http://{mailbox}/{receiver['name']}"}]
+    return config | {"templates": []}
 
 
-@contextmanager
-def prometheus(program: Path, folder: Path, exporter: str, alertmanager: str) -> Iterator[str]:
-    config = {
+def prometheus_config(exporter: str, alertmanager: str) -> Any:
+    return {
         "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"},
         "rule_files": [str(MONITORING / "alerts.yml")],
         "scrape_configs": [{"job_name": "node", "static_configs": [{"targets": [exporter]}]}],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
     }
-    path = folder / "prometheus.yml"
-    path.write_text(json.dumps(config), "utf-8")
-    options = (f"--config.file={path}", f"--storage.tsdb.path={folder / 'prometheus'}")
-    with web_server(folder / "prometheus.log", "/-/ready", program, *options) as address:
-        yield address
+
+
+def server(program: Path, folder: Path, config: Any, storage: str, *options: str) -> AbstractContextManager[str]:
+    """A server of Prometheus' with a configuration; yields its address."""
+    path = folder / f"{program.name}.yml"
+    path.write_text(json.dumps(config), "utf-8")  # JSON is YAML as well
+    options = (f"--config.file={path}", f"{storage}={folder / program.name}", *options)
+    return web_server(folder / f"{program.name}.log", "/-/ready", program, *options)
 
 
 def wait_for(ready: Callable[[], bool]) -> None:
@@ -194,8 +184,8 @@ def test_from_the_log_to_a_mail(sqlite_site: Site, require_program: Callable[[st
     with (
         mailbox(received) as box,
         textfile_exporter(programs[0], textfiles.parent, folder / "exporter.log") as exporter,
-        alertmanager(programs[2], folder, box) as teller,
-        prometheus(programs[1], folder, exporter, teller) as watcher,
+        server(programs[2], folder, alertmanager_config(box), "--storage.path", "--cluster.listen-address=") as teller,
+        server(programs[1], folder, prometheus_config(exporter, teller), "--storage.tsdb.path") as watcher,
     ):
         north, south = expected("north"), expected("south")
         wait_for(lambda: firing().keys() == north | south)
@@ -203,7 +193,7 @@ def test_from_the_log_to_a_mail(sqlite_site: Site, require_program: Callable[[st
         assert_texts(firing())
         # one mail an audit for the team; owners hear what is critical about their own containers, of both sites at once
         freezer, proteins = (frozenset(one for one in north | south if name in one) for name in ("freezer", "proteins"))
-        told = [("backup-team", frozenset(north)), ("backup-team", frozenset(south))]
+        told = [("backup-team", north), ("backup-team", south)]
         told += [("genomics", freezer), ("owner", freezer), ("owner", proteins)]
         assert mails(len(told)) == Counter(Mail(receiver, "firing", alerts) for receiver, alerts in told)
 

@@ -162,8 +162,7 @@ def test_the_textfile_is_the_same_however_the_audit_is_started(site: Site, umask
 
 
 def test_colours_are_for_terminals_that_want_them(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, started in {"ok": "2026-03-13 18:07", "late": "2026-03-13 05:00", "missed": "2026-03-12 18:07"}.items():
-        sqlite_site.run(sqlite_site.container(name), started, started)
+    sqlite_site.container()
 
     def shown(terminal: bool = True, **variables: str) -> str:
         for variable, value in ({"TERM": "xterm", "NO_COLOR": "", "COLUMNS": "80"} | variables).items():
@@ -171,9 +170,7 @@ def test_colours_are_for_terminals_that_want_them(sqlite_site: Site, monkeypatch
         return sqlite_site.audit("-v", *AT, terminal=terminal).out
 
     coloured, plain = shown(), shown(NO_COLOR="1")
-    assert len(dict(re.findall(r"\x1b\[([1-9][\d;]*)m(\w+)", coloured))) == 3, "each severity has its own colour"
-    assert coloured.count("\x1b[0m") == len(re.findall(r"\x1b\[[1-9][\d;]*m", coloured))
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain == shown(TERM="dumb")
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain == shown(TERM="dumb") != coloured
     assert "\x1b" not in plain + shown(terminal=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 import subprocess
 import sys
@@ -89,24 +88,10 @@ def test_a_folder_that_is_missing_and_what_is_not_a_regular_file(tmp_path: Path)
 
 def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
     path, target = tmp_path / "audit.prom", tmp_path / "elsewhere.prom"
-    path.symlink_to(target)
-    textfile.write(path, b"new\n", MODE)
-    assert (path.is_symlink(), path.read_bytes(), target.exists()) == (False, b"new\n", False), "a dangling one"
     target.write_bytes(LAST_GOOD)
-    path.unlink()
     path.symlink_to(target)
     textfile.write(path, b"new\n", MODE)
     assert (path.is_symlink(), path.read_bytes(), target.read_bytes()) == (False, b"new\n", LAST_GOOD)
-
-
-def test_whose_a_file_is(tmp_path: Path) -> None:
-    path = tmp_path / "audit.prom"
-    assert textfile.owner(path) is None
-    path.touch()
-    assert textfile.owner(path) == pwd.getpwuid(os.geteuid()).pw_name
-    if os.geteuid() == 0:
-        os.chown(path, 54321, 54321)
-        assert textfile.owner(path) == "54321", "nobody has this number"
 
 
 # --- Folders and files of somebody else, full disks ---------------------------------------------------------
