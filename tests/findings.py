@@ -6,6 +6,7 @@ audit runs at `NOW`, and the verdicts are those of the real rules.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,9 @@ RULES = Rules()
 FINE = "\nExecuted Postgres dump_all commands:\npg_dump --dbname sales --username pgdba  -F c"
 ERROR = "pg_dump: error: query failed: ERROR:  permission denied for table visits"
 UNKNOWN = "Emulate Docker CLI using podman"
+SECRET = "hunTer2"
+BAD = f"\x1b[2J\x1b[31mred password={SECRET} \u202eevil\u202c"
+"""What a terminal would obey, a password, and what would reorder the line."""
 CREATED = datetime(2025, 1, 15, 9, 30, tzinfo=UTC)
 FROZEN = AcceptedException(date(2026, 12, 31), "frozen for the paper, ticket 4711", datetime(2027, 1, 1, tzinfo=UTC))
 ENDED = AcceptedException(date(2026, 3, 12), "moved to another host", datetime(2026, 3, 13, tzinfo=UTC))
@@ -83,7 +87,7 @@ def missed(name: str = "sales", **facts: Any) -> Finding:
 
 
 def failed(name: str = "sales", error: str = ERROR, **facts: Any) -> Finding:
-    """A container that had no problem 24 hours ago."""
+    """A container that was ok 24 hours ago."""
     return finding(name, run("12 18:07"), run("14 02:00", error=error), **facts)
 
 
@@ -95,31 +99,42 @@ def unsure(name: str = "sales", line: str = UNKNOWN, **facts: Any) -> Finding:
     return finding(name, run("12 18:07"), run("13 18:07", unknown=line), **facts)
 
 
-def mistyped(name: str = "sales", policy: str = "Fortnightly", **facts: Any) -> Finding:
-    return finding(name, policy=policy, **facts)
+def quick(*later: Run, **facts: Any) -> Finding:
+    """A container whose run of last night took 2 s, and its others 31 min."""
+    nights = [run(f"{day:02} 18:07", 31) for day in range(1, 13)]
+    return finding("quick", *nights, run("13 18:07", 0.03), *later, **facts)
 
 
 def of_every_status() -> list[Finding]:
-    """A container `c-STATUS` of each status."""
-    facts: dict[str, Any] = {
-        "no_policy": {"policy": "Fortnightly"},
-        "exempt": {"policy": "Never"},
-        "failed": {"runs": [run("14 02:00", error=ERROR)]},
-        "stalled": {"runs": [run("12 18:07", None)]},
-        "unsure": {"runs": [run("13 18:07", unknown=UNKNOWN)]},
-        "ok": {"runs": [run("13 18:07")]},
-        "new": {"created": at("14 01:00")},
-        "running": {"runs": [run("13 06:50"), run("14 06:50", None)]},
-        "paused": {"runs": [run("10 18:07")], "state": "maintenance"},
-        "late": {"runs": [run("13 05:00")]},
-        "missed": {"runs": [run("12 18:07")]},
-    }
-    found = [
-        finding(f"c-{status}", *given.pop("runs", ()), c_id=c_id, **given)
-        for c_id, (status, given) in enumerate(facts.items(), 1)
+    """A container `c-STATUS` of each status, with 1, 2, 3... as `c_id`s."""
+    return [
+        finding("c-no_policy", policy="Fortnightly", c_id=1),
+        finding("c-exempt", policy="Never", c_id=2),
+        finding("c-failed", run("14 02:00", error=ERROR), c_id=3),
+        finding("c-stalled", run("12 18:07", None), c_id=4),
+        finding("c-unsure", run("13 18:07", unknown=UNKNOWN), c_id=5),
+        finding("c-ok", run("13 18:07"), c_id=6),
+        finding("c-new", created=at("14 01:00"), c_id=7),
+        finding("c-running", run("13 06:50"), run("14 06:50", None), c_id=8),
+        finding("c-paused", run("10 18:07"), state="maintenance", c_id=9),
+        finding("c-late", run("13 05:00"), c_id=10),
+        finding("c-missed", run("12 18:07"), c_id=11),
     ]
-    assert [one.verdict.status.value for one in found] == list(facts)
-    return found
+
+
+def hostile() -> list[Finding]:
+    """Containers with hostile text wherever a finding has room for text."""
+    of_run = {"type": BAD, "backup_id": BAD, "url": f"s3://{BAD}"}
+    of_container = {"state": BAD, "engine": BAD, "owner": BAD, "contact": BAD}
+    return [
+        finding(BAD, run("10 18:07", message=BAD, **of_run), **of_container),
+        *(failed(f"{BAD} {number}", error=BAD) for number in range(4)),
+        *(unsure(f"{BAD} u{number}", line=f"{BAD} {'long ' * 30}") for number in range(2)),
+        missed(f"{BAD} a", more={"exception": replace(FROZEN, reason=BAD)}),
+        failed(f"{BAD} e", error=f"other {BAD}", more={"exception": replace(ENDED, reason=BAD)}),
+        finding(f"{BAD} p", policy=BAD),
+        *(missed(name) for name in ("x" * 300, "a b c", "-v")),
+    ]
 
 
 def site(*findings: Finding, **more: Any) -> Audit:
