@@ -64,27 +64,19 @@ def test_the_page_lists_every_family_with_its_labels(name: str | None) -> None:
     assert len(found) == len(expected)
     for family in found:
         labels = expected[family.name] | ({"site"} if name else set())
-        assert {(frozenset(one.labels), one.labels.get("site"), one.timestamp) for one in family.samples} == {
-            (labels, name, None)
-        }
+        for sample in family.samples:
+            assert (sample.labels.keys(), sample.labels.get("site"), sample.timestamp) == (labels, name, None)
         assert (family.type, family.documentation[-1]) == ("gauge", "."), family.name
 
 
-def test_every_status_is_published() -> None:
-    samples = published(*of_every_status())
-    for c_id, container in enumerate(of_every_status(), 1):
-        status = container.verdict.status
-        labels = {"name": f"c-{status.value}", "c_id": str(c_id)}
+def test_the_values_of_containers_and_of_the_audit() -> None:
+    samples = published(*of_every_family(), ignored=ignored(malformed=[1, 2], future=[3]))
+    for c_id, status in enumerate(one.verdict.status for one in findings.of_every_status()):
+        labels = {"name": f"c-{status.value}", "c_id": str(c_id + 1)}
         assert samples[series("mydb_backup_status", **labels, status=status.value)] == 1
         assert samples[series("mydb_backup_severity", **labels)] == status.severity
-        assert samples[series("mydb_backup_containers", status=status.value)] == 1
-    assert len(labels_of(samples, "status")) == len(Status)
-
-
-def test_the_values_of_a_container_and_of_the_audit() -> None:
-    samples = published(*of_every_family(), ignored=ignored(malformed=[1, 2], future=[3]))
+    assert len(labels_of(samples, "status")) == len(Status) + 1
     values = {
-        "severity": 0,
         "last_success_timestamp_seconds": at("13 18:07").timestamp(),
         "last_run_timestamp_seconds": at("14 06:50").timestamp(),
         "last_duration_seconds": 20 * 60,
@@ -102,15 +94,18 @@ def test_the_values_of_a_container_and_of_the_audit() -> None:
     assert samples[series("mydb_backup_log_newest_timestamp_seconds")] == NOW.timestamp() - 3600
     for reason, count in {"malformed": 2, "future": 1, "undated": 0}.items():
         assert samples[series("mydb_backup_log_rows_ignored", reason=reason)] == count
+    for status in Status:
+        assert samples[series("mydb_backup_containers", status=status.value)] == 1 + (status is Status.OK)
 
 
 def test_unknown_values_have_no_series() -> None:
     unknown: dict[str, Any] = dict.fromkeys(("policy", "engine", "state", "owner", "contact"))
     samples = published(
-        ok("exempt", c_id=1, policy="Never"),
-        finding("failed only", run("13 18:07", error="pg_dump: error: x"), c_id=2),
-        finding("never run", c_id=3, **unknown),
-        finding("end only", run("13 18:07", start_logged=False), c_id=4),
+        ok("exempt", policy="Never"),
+        finding("failed only", run("13 18:07", error="pg_dump: error: x")),
+        finding("never run", **unknown),
+        finding("end only", run("13 18:07", start_logged=False)),
+        newest_row=None,
     )
     everybody = {"exempt", "failed only", "never run", "end only"}
     assert names(samples, "status") == names(samples, "severity") == names(samples, "container_info") == everybody
@@ -119,47 +114,30 @@ def test_unknown_values_have_no_series() -> None:
     assert names(samples, "last_duration_seconds") == {"exempt"}
     assert names(samples, "due_timestamp_seconds") == {"failed only", "end only"}
     assert names(samples, "failure_info") == {"failed only"}
-    for metric in ("covered_ratio", "typical_duration_seconds", "kept_until_timestamp_seconds"):
+    of_nobody = {"covered_ratio", "typical_duration_seconds", "kept_until_timestamp_seconds"}
+    for metric in (*of_nobody, "exception_until_timestamp_seconds", "log_newest_timestamp_seconds"):
         assert not labels_of(samples, metric)
     (bare,) = [info for info in labels_of(samples, "container_info") if info["name"] == "never run"]
     assert {bare[label] for label in unknown} == {""}
 
 
-def test_a_site_without_containers_and_rows() -> None:
-    samples = published(newest_row=None)
-    assert {value for (name, _), value in samples.items() if name != "mydb_backup_audit_timestamp_seconds"} == {0}
-    assert {labels["status"] for labels in labels_of(samples, "containers")} == set(Status)
-    assert {labels["reason"] for labels in labels_of(samples, "log_rows_ignored")} == {"future", "malformed", "undated"}
-    assert len(samples) == len(Status) + 3 + 1
-
-
-@pytest.mark.parametrize(
-    ("line", "label"),
-    [
-        ("MariaDB Backup error.  Container: x", "MariaDB Backup error. Container: x"),
-        ("x: error: \x1b[2J", "x: error: \\x1b[2J"),
-        (f"error: {'x' * 113}", f"error: {'x' * 113}"),
-        (f"error: {'x' * 114}", f"error: {'x' * 110}..."),
-    ],
-)
-def test_the_line_that_decided_is_a_label_of_120_characters_at_most(line: str, label: str) -> None:
-    recovered = finding("recovered", run("13 18:07", error=line), run("13 21:00"), c_id=3)
-    samples = published(failed("sales", line, c_id=1), unsure("wiki", line, c_id=2), recovered)
-    expected = [{"name": "sales", "c_id": "1", "error": label}, {"name": "wiki", "c_id": "2", "error": label}]
-    assert labels_of(samples, "failure_info") == expected
+def test_the_line_that_decided_is_a_label_of_120_characters_at_most() -> None:
+    recovered = finding("recovered", run("13 18:07", error="x: error"), run("13 21:00"), c_id=3)
+    for line, label in {
+        "MariaDB Backup error.  Container: \x1b[2J": "MariaDB Backup error. Container: \\x1b[2J",
+        "e" * 120: "e" * 120,
+        "e" * 121: "e" * 117 + "...",
+    }.items():
+        samples = published(failed("sales", line, c_id=1), unsure("wiki", line, c_id=2), recovered)
+        expected = [{"name": "sales", "c_id": "1", "error": label}, {"name": "wiki", "c_id": "2", "error": label}]
+        assert labels_of(samples, "failure_info") == expected
 
 
 def test_of_two_containers_with_equal_labels_the_worse_one_is_published() -> None:
     same = [ok("lost", c_id=None), failed("lost", c_id=None), ok("lost", c_id=None)]
     samples = published(ok(c_id=0), failed(c_id=2), *same, missed("", c_id=None))
-    for c_id, name, status in (
-        ("0", "sales", "ok"),
-        ("2", "sales", "failed"),
-        ("", "lost", "failed"),
-        ("", "", "missed"),
-    ):
-        assert samples[series("mydb_backup_status", name=name, c_id=c_id, status=status)] == 1
-    assert len(labels_of(samples, "status")) == 4
+    statuses = {(one["c_id"], one["name"]): one["status"] for one in labels_of(samples, "status")}
+    assert statuses == {("0", "sales"): "ok", ("2", "sales"): "failed", ("", "lost"): "failed", ("", ""): "missed"}
     assert samples[series("mydb_backup_containers", status="ok")] == 3
 
 
@@ -192,24 +170,9 @@ def test_without_legacy_metrics_and_history_there_is_nothing_of_them(sqlite_site
     assert families() <= OF_AUDIT.keys()
     assert families(legacy_metrics=True) - families() == LEGACY.keys()
     assert families() - families(history_days=0) == {"mydb_backup_covered_ratio"}
-    assert not sqlite_site.textfile.exists()
-    assert not sqlite_site.runfile.exists()
 
 
-# --- The run file --------------------------------------------------------------------------------------
-
-
-def test_the_run_file_after_success(sqlite_site: Site) -> None:
-    sqlite_site.container("sales")
-    before = sqlite_site.clock()
-    assert sqlite_site.audit("-q").status == 2, "a critical verdict is a successful audit"
-    samples = sqlite_site.samples(sqlite_site.runfile)
-    assert {name for name, _ in samples} == OF_RUN.keys()
-    assert samples[series("mydb_backup_audit_success")] == 1
-    assert samples[series("mydb_backup_audit_info", version=VERSION)] == 1
-    assert 0 < samples[series("mydb_backup_audit_duration_seconds")] < 60
-    assert samples[series("mydb_backup_audit_run_timestamp_seconds")] == pytest.approx(before.timestamp(), abs=60)
-    assert abs(samples[series("mydb_backup_audit_clock_skew_seconds")]) < 5
+# --- The files that an audit writes ---------------------------------------------------------------------
 
 
 def fail(site: Site) -> dict[Sample, float]:
@@ -219,40 +182,45 @@ def fail(site: Site) -> dict[Sample, float]:
     return site.samples(site.runfile)
 
 
-def test_the_run_file_after_a_failure(sqlite_site: Site) -> None:
+def test_the_run_file_says_whether_the_audit_was_completed(sqlite_site: Site) -> None:
     assert sqlite_site.audit().status == 3, "no active container"
     samples = sqlite_site.samples(sqlite_site.runfile)
     assert samples[series("mydb_backup_audit_success")] == 0
     assert {name for name, _ in samples} == OF_RUN.keys(), "the clocks were compared before the failure"
+    sqlite_site.container("sales")
+    before = sqlite_site.clock()
+    assert sqlite_site.audit("-q").status == 2, "a critical verdict is a successful audit"
+    samples = sqlite_site.samples(sqlite_site.runfile)
+    assert {name for name, _ in samples} == OF_RUN.keys()
+    assert (
+        samples[series("mydb_backup_audit_success")] == samples[series("mydb_backup_audit_info", version=VERSION)] == 1
+    )
+    assert 0 < samples[series("mydb_backup_audit_duration_seconds")] < 60
+    assert samples[series("mydb_backup_audit_run_timestamp_seconds")] == pytest.approx(before.timestamp(), abs=60)
+    assert abs(samples[series("mydb_backup_audit_clock_skew_seconds")]) < 5
     samples = fail(sqlite_site)
     assert samples[series("mydb_backup_audit_success", site="north")] == 0
     assert {name for name, _ in samples} == OF_RUN.keys() - {"mydb_backup_audit_clock_skew_seconds"}
 
 
-# --- promtool and node_exporter ------------------------------------------------------------------------
-
-
-def test_promtool_finds_nothing(tmp_path: Path, check_metrics: Callable[[Path], str]) -> None:
-    file = tmp_path / "both.prom"
-    for found in ([], of_every_family()):
-        run_file = exposition(run_families(False, 1.5, 2, 0.5, VERSION), "north")
-        file.write_bytes(exposition(audit_families(findings.site(*found), legacy=True), "north") + run_file)
-        assert check_metrics(file) == ""
-
-
-def test_node_exporter_serves_every_sample(
+def test_node_exporter_serves_every_sample_and_promtool_finds_nothing(
     sqlite_site: Site, node_exporter: Callable[[Path], str], check_metrics: Callable[[Path], str]
 ) -> None:
     """Of a failed audit and the good one before it; node_exporter drops whole files, and series, without a word."""
-    for name in [*PIECES, "n" * 200, '\u00e4\u6570\U0001f4be\\"\n' * 33, "\uffff\U0010ffff\ue000"]:
+    for name in ["fine", *PIECES, "n" * 200, '\u00e4\u6570\U0001f4be\\"\n' * 33, "\uffff\U0010ffff\ue000"]:
         c_id, now = sqlite_site.container(name, owner=name, contact=name), sqlite_site.clock()
-        sqlite_site.run(c_id, now - timedelta(hours=9), now - timedelta(hours=8))
-        sqlite_site.run(c_id, now - timedelta(hours=7), now - timedelta(hours=6), error=f"error: {name}")
-    sqlite_site.config(legacy_metrics=True, site="north")
+        for hours in (9, 8, 7):
+            sqlite_site.run(c_id, now - timedelta(hours=hours), now - timedelta(hours=hours - 1))
+        if name != "fine":
+            sqlite_site.run(c_id, now - timedelta(hours=6), now - timedelta(hours=5), error=f"error: {name}")
+    accepted = {"fine": ("2999-12-31", "for ever")}
+    sqlite_site.config(legacy_metrics=True, site="north", dumps_kept_days=30, exceptions=accepted)
     sqlite_site.audit("-q")
-    expected = sqlite_site.samples() | fail(sqlite_site)
+    assert check_metrics(sqlite_site.textfile) == check_metrics(sqlite_site.runfile) == ""
+    expected = sqlite_site.samples()
+    assert {name for name, _ in expected} == {*OF_AUDIT, *LEGACY}
     assert len(labels_of(expected, "failure_info")) == len(PIECES) + 3
+    expected |= fail(sqlite_site)
     served = parse_samples(node_exporter(sqlite_site.textfile.parent))
     assert served[series("node_textfile_scrape_error")] == 0
     assert {key: value for key, value in served.items() if key[0].startswith("mydb_")} == expected
-    assert check_metrics(sqlite_site.textfile) == check_metrics(sqlite_site.runfile) == ""
