@@ -124,10 +124,9 @@ def of_every_status() -> list[Finding]:
 
 def hostile() -> list[Finding]:
     """Containers with hostile text wherever a finding has room for text."""
-    of_run = {"type": BAD, "backup_id": BAD, "url": f"s3://{BAD}"}
-    of_container = {"state": BAD, "engine": BAD, "owner": BAD, "contact": BAD}
+    odd = run("10 18:07", message=BAD, type=BAD, backup_id=BAD, url=f"s3://{BAD}")
     return [
-        finding(BAD, run("10 18:07", message=BAD, **of_run), **of_container),
+        finding(BAD, odd, state=BAD, engine=BAD, owner=BAD, contact=BAD),
         *(failed(f"{BAD} {number}", error=BAD) for number in range(4)),
         *(unsure(f"{BAD} u{number}", line=f"{BAD} {'long ' * 30}") for number in range(2)),
         missed(f"{BAD} a", more={"exception": replace(FROZEN, reason=BAD)}),

@@ -13,7 +13,7 @@ import pytest
 
 from audit import text
 from audit.policy import DAY, HOUR, LONG_AGO, UTC, Rules, Status
-from audit.text import beside, mask, one_line, shorten, wrap
+from audit.text import mask, one_line, shorten
 from tests.builders import NOW
 from tests.findings import FROZEN, RULES, SECRET, UNKNOWN, at, failed, finding, ignored, ok, quick, run
 
@@ -86,14 +86,6 @@ def test_long_text_ends_in_dots() -> None:
         assert (cut("n" * limit), cut("n" * (limit + 1))) == ("n" * limit, "n" * (limit - 3) + "...")
     assert one_line("n" * 4_000) == "n" * 4_000
     assert one_line("n" * 9_000_000) == "n" * 4_000 + "..."
-
-
-def test_lines_break_between_words_where_they_can_and_names_are_not_broken() -> None:
-    assert wrap("one two three", 9, "  ") == ["  one two", "  three"]
-    assert wrap("lab-4-postgres lab-5", 14) == ["lab-4-postgres", "lab-5"]
-    assert wrap("abcdefgh", 6, "  ") == ["  abcd", "  efgh"]
-    assert list(beside("title ", "one two three", 13, 6)) == ["title one two", "      three"]
-    assert list(beside("title ", "", 13, 6)) == ["title "]
 
 
 # --- Figures -------------------------------------------------------------------------------------------
