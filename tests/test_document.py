@@ -29,7 +29,9 @@ def only(one: Finding, detailed: bool = False, rules: Rules = RULES) -> dict[str
 def test_the_document_has_its_keys_in_their_order() -> None:
     found = findings.of_every_status()
     ignored = findings.ignored(future=[1], malformed=[2, 3], undated=[4, 5, 6])
-    report = json.loads(as_json(site(*found, ignored=ignored), "1.2.3"))
+    written = as_json(site(*found, ignored=ignored), "1.2.3")
+    assert written.startswith('{\n  "audit": {\n    "version"'), "people look at it, too"
+    report = json.loads(written)
     assert [*report, *report["audit"].items()] == [
         *("audit", "containers", ("version", "1.2.3"), ("now", "2026-03-14T07:00:00Z")),
         ("database", "mydbadmin@db.example.org:32009/mydb_admin"),
@@ -98,11 +100,3 @@ def test_texts_are_whole() -> None:
     assert (one["name"], one["last_run"]["message"]) == ("n" * 500, f"{FINE}\n{error}\nmore")
     assert one["last_run"]["error"] == error
     assert f"failed: {error}; no good backup" in one["reason"]
-
-
-def test_the_document_is_harmless_and_without_passwords() -> None:
-    document = as_json(site(*findings.hostile()), "1", detailed=True)
-    assert document.replace("\n", "").isprintable()
-    assert document.startswith('{\n  "audit": {\n    "version": "1",'), "people look at it, too"
-    containers = json.loads(document)["containers"]
-    assert findings.SECRET not in json.dumps([{**one, "name": ""} for one in containers]), "only names are as they are"

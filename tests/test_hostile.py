@@ -15,9 +15,16 @@ from typing import Any
 
 import pytest
 
+from audit.auditor import BrokenNight
+from audit.reports.details import details
+from audit.reports.document import as_json
+from audit.reports.site import table
+from audit.text import Style
 from models import ActionLog, BackupLog, ContainerRow, ContainerState
+from tests import findings
 from tests.builders import NOW, Site, parse_samples
 from tests.db4sci import SECRET
+from tests.findings import BAD
 from tests.relay import relayed
 
 AT = ("--at", NOW.isoformat())
@@ -123,3 +130,18 @@ def test_a_traceback_is_harmless(sqlite_site: Site) -> None:
         assert (result.status, bad_characters(result.err)) == (3, [])
         assert "Traceback" in result.err
         assert ("did you mean sales" in result.err) == (word == "sales2")
+
+
+def test_every_line_of_a_report_fits_but_for_what_is_to_be_pasted() -> None:
+    night, keys = BrokenNight(BAD, NOW), (BAD, "k" * 90, "k" * 90)
+    broken_off = findings.site(*findings.hostile(), database=BAD, broken_night=night)
+    silent = findings.site(*findings.hostile(), newest_row=None, unused_exceptions=keys)
+    style = Style(width=60)
+    lines = [*table(broken_off, style, "audit"), *table(silent, style, "audit", everything=True)]
+    lines += details(silent, style)
+    to_paste = ("audit ", "success_patterns", "s3:")
+    assert [line for line in lines if len(line) > 60 and not line.startswith(to_paste)] == []
+    assert bad_characters("\n".join(lines)) == []
+    assert findings.SECRET not in "".join(lines).replace(" ", ""), "also where a line was broken"
+    document = json.loads(as_json(silent, "1", detailed=True))
+    assert findings.SECRET not in json.dumps([{**one, "name": ""} for one in document["containers"]])

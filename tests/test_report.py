@@ -17,7 +17,7 @@ from audit.reports.site import table
 from audit.text import Style
 from tests import findings
 from tests.builders import NOW
-from tests.findings import BAD, ENDED, FROZEN, at, failed, finding, ignored, missed, ok, run, stalled, unsure
+from tests.findings import ENDED, FROZEN, at, failed, finding, ignored, missed, ok, run, stalled, unsure
 
 COMMAND = "sudo -u backup_audit /opt/backup_audit/backup_audit.py"
 REFUSED = 'pg_dumpall: error: connection to server at "10.0.0.1", port {} failed: Connection refused'
@@ -94,17 +94,6 @@ def test_v_lists_every_container_in_a_table_worst_first() -> None:
         "ok        2026-03-13 23:52 03-14 23:52 Daily       trials",
         "exempt    -                -           Never       scratch",
     ]
-
-
-def test_every_line_is_harmless_and_masked_and_fits_but_for_what_is_to_be_pasted() -> None:
-    night, keys = BrokenNight(BAD, at("13 18:20")), (BAD, "k" * 90, "k" * 90)
-    lines = [
-        *mail(*findings.hostile(), width=60, database=BAD, broken_night=night),
-        *mail(*findings.hostile(), width=60, newest_row=None, unused_exceptions=keys, everything=True),
-    ]
-    longer = [line for line in lines if len(line) > 60 and not line.startswith((COMMAND, "success_patterns"))]
-    assert longer == [line for line in lines if not line.isprintable()] == []
-    assert findings.SECRET not in "".join(lines).replace(" ", "")
 
 
 # --- The headline --------------------------------------------------------------------------------------
