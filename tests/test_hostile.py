@@ -132,7 +132,7 @@ def test_a_traceback_is_harmless(sqlite_site: Site) -> None:
         assert ("did you mean sales" in result.err) == (word == "sales2")
 
 
-def test_every_line_of_a_report_fits_but_for_what_is_to_be_pasted() -> None:
+def test_every_line_of_a_report_is_harmless_and_fits_but_for_what_is_to_be_pasted() -> None:
     night, keys = BrokenNight(BAD, NOW), (BAD, "k" * 90, "k" * 90)
     broken_off = findings.site(*findings.hostile(), database=BAD, broken_night=night)
     silent = findings.site(*findings.hostile(), newest_row=None, unused_exceptions=keys)
