@@ -181,6 +181,10 @@ def test_the_quoted_message_is_whole_or_cut_and_always_masked() -> None:
     assert accepted == f"accepted until 2026-12-31 (bad password=***** {'e' * 178}...)"
 
 
+def test_nothing_is_said_of_an_exception_or_an_expiry_that_is_not_there() -> None:
+    assert text.exception(failed()) == text.expiry(failed(), RULES) == ""
+
+
 def test_what_is_odd_about_the_last_good_backup() -> None:
     for said, one in {
         "took 2 s, typically 31 min: check the dump": quick(),
