@@ -1,7 +1,7 @@
 """Every SQLAlchemy routine: engines, sessions, the rows of the four tables, and the reads of the audit.
 
 Nothing connects when this module is imported, and no settings of the process change. `make_engine` prepares,
-`audit_session` and `writing_session` connect. The audit reads only: in one read-only snapshot, never
+`reading_session` and `writing_session` connect. The audit reads only: in one read-only snapshot, never
 `containers.data` whole and never `backups.command`, because both hold passwords. This module imports `models`
 alone: both are a template for a project of your own.
 """
@@ -117,7 +117,7 @@ def _sqlite_engine(url: sa.URL, read_only: bool, timeout: int) -> sa.Engine:
 
 
 @contextmanager
-def audit_session(engine: sa.Engine) -> Iterator[Session]:
+def reading_session(engine: sa.Engine) -> Iterator[Session]:
     """A session that commits nothing: one snapshot, if the engine was made with `read_only`."""
     session = Session(engine)
     try:
@@ -276,11 +276,12 @@ class LogRow(NamedTuple):
     message_end: str | None  # the end of a very long one, else None
 
 
+_FREQ_KEYS = ("Info.BACKUP_FREQ", "Info.backup_freq", "Info.labels.BACKUP_FREQ", "Info.labels.backup_freq")
 _KEYS = (
-    "Info.BACKUP_FREQ Info.backup_freq Info.labels.BACKUP_FREQ Info.labels.backup_freq Config.Labels.BACKUP_FREQ",
-    "Info.dbengine",
-    "Info.OWNER Info.labels.owner",
-    "Info.CONTACT Info.labels.contact",
+    (*_FREQ_KEYS, "Config.Labels.BACKUP_FREQ"),
+    ("Info.dbengine",),
+    ("Info.OWNER", "Info.labels.owner"),
+    ("Info.CONTACT", "Info.labels.contact"),
 )
 """All that is read of `containers.data`: backup_freq, engine, owner and contact, each the first that is there."""
 
@@ -309,22 +310,20 @@ def read_deleted_containers(session: Session, since: datetime | None = None) -> 
     return _read_containers(session, tables, _CONTAINERS.id, _CONTAINERS.id, *where)
 
 
-def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[int] = ()) -> Iterator[LogRow]:
+def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[int] | None = None) -> Iterator[LogRow]:
     """The log rows stamped since a naive time (None: ever) and the undated ones, of all containers or of some.
 
     They come streamed, in the order of `c_id`; to sort them by time as well takes a server three times as long.
     """
-    postgres = _is_postgres(session)
     is_long, half = sa.func.length(_LOG.err_msg) > LONGEST_MESSAGE, LONGEST_MESSAGE // 2
     query = sa.select(
-        *(_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.url),
-        _readable(_LOG.ts, postgres),
+        *_row_columns(session),
         sa.case((is_long, sa.func.substr(_LOG.err_msg, 1, half)), else_=_LOG.err_msg),
         sa.case((is_long, sa.func.substr(_LOG.err_msg, sa.func.length(_LOG.err_msg) - half + 1))),
     ).order_by(_LOG.c_id)
     if since is not None:
         query = query.where(sa.or_(_LOG.ts >= since, _LOG.ts.is_(None)))
-    if c_ids:  # written into the statement: thousands of parameters would cost more than the query
+    if c_ids is not None:  # written into the statement: thousands of parameters would cost more than the query
         ids = sa.bindparam(None, list(c_ids), type_=sa.Integer(), expanding=True, literal_execute=True)
         query = query.where(_LOG.c_id.in_(ids))
     result = session.connection().execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
@@ -345,19 +344,19 @@ def read_first_stamp(session: Session, unless_before: datetime | None = None) ->
     return session.scalar(sa.select(sa.case((older, sa.null()), else_=first.scalar_subquery())))
 
 
-def read_newest_stamp(session: Session, until: datetime) -> datetime | None:
-    """The newest stamp of the log up to a naive time; None if there is none."""
-    newest = sa.select(_readable(sa.func.max(_LOG.ts), _is_postgres(session))).where(_LOG.ts.between(EARLIEST, until))
-    stamp: datetime | None = session.scalar(newest)
-    return stamp
+def read_newest_rows(session: Session, limit: int, characters: int = 0, until: datetime | None = None) -> list[LogRow]:
+    """The newest dated log rows up to a naive time, newest first, each with so many characters of its message."""
+    message = sa.func.substr(_LOG.err_msg, 1, characters)
+    query = sa.select(*_row_columns(session), message, sa.null()).where(_LOG.ts >= EARLIEST)
+    if until is not None:
+        query = query.where(_LOG.ts <= until)
+    return list(map(LogRow._make, session.execute(query.order_by(_LOG.ts.desc()).limit(limit))))
 
 
-def read_newest_rows(session: Session, limit: int, characters: int = 0) -> list[LogRow]:
-    """The newest dated log rows, newest first, each with so many characters of its message."""
+def _row_columns(session: Session) -> tuple[sa.ColumnElement[Any], ...]:
+    """The columns of a `LogRow` without the message."""
     ts = _readable(_LOG.ts, _is_postgres(session))
-    columns = (_LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.url, ts)
-    query = sa.select(*columns, sa.func.substr(_LOG.err_msg, 1, characters), sa.null()).where(_LOG.ts.is_not(None))
-    return [LogRow(*row) for row in session.execute(query.order_by(_LOG.ts.desc()).limit(limit))]
+    return _LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.url, ts
 
 
 def check_privileges(session: Session) -> Iterator[str]:
@@ -405,10 +404,10 @@ def _read_containers(
     return [ContainerFacts(*row) for row in session.execute(query)]
 
 
-def _first_text(document: sa.ColumnElement[Any], keys: str, postgres: bool) -> sa.ColumnElement[Any]:
+def _first_text(document: sa.ColumnElement[Any], keys: Sequence[str], postgres: bool) -> sa.ColumnElement[Any]:
     """The first of the keys that is a non-empty string; what is not a string never leaves the server."""
     found: list[sa.ColumnElement[Any]] = []
-    for key in keys.split():
+    for key in keys:
         if postgres:
             value = document[tuple(key.split("."))]
             is_text, text = sa.func.jsonb_typeof(value) == "string", value.astext

@@ -15,11 +15,10 @@ try:
     if __name__ == "__main__":
         launch.require(__file__)
 
-    from audit import options as command_line
-    from audit import terminal
+    from audit import options, terminal
 
     if __name__ == "__main__":
-        command_line.parse(sys.argv[1:])  # --help, --version and bad usage end here, before the large imports
+        options.parse(sys.argv[1:])  # --help, --version and bad usage end here, before the large imports
 
     import argparse
     import getpass
@@ -36,16 +35,15 @@ try:
 
     from sqlalchemy.orm import Session
 
-    from audit import auditor, database, history, metrics, text, textfile
-    from audit import settings as configuration
+    from audit import auditor, database, metrics, text, textfile
     from audit.auditor import Audit
     from audit.errors import AuditError
     from audit.history import ContainerHistory, Period
     from audit.launch import NOT_DONE
-    from audit.log import LogReader, SiteLog
+    from audit.log import RowReader, SiteLog
     from audit.options import DEFAULT_CONFIG, VERSION
     from audit.policy import UTC, Container, Moment
-    from audit.settings import Settings, SettingsError, Textfile
+    from audit.settings import Settings, SettingsError, Textfile, load_settings
 except (ImportError, OSError, SyntaxError) as error:  # only a part of the program is here, or readable
     sys.stderr.write(f"backup_audit: the installation is broken ({error}): install all of it again, make clean venv\n")
     sys.exit(3)  # Python's own 1 would mean "warning"
@@ -86,28 +84,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name) and return the exit status."""
     started = time.monotonic()
     try:
-        options = command_line.parse(argv)
+        args = options.parse(argv)
     except SystemExit as exit_:
         return int(exit_.code or 0)
-    asked = (options.at, options.output, options.history)
-    execution = Execution(publishes=not (options.containers or options.check_config) and asked == (None, None, None))
+    asked = (args.at, args.output, args.history)
+    execution = Execution(publishes=not (args.containers or args.check_config) and asked == (None, None, None))
     try:
-        status = _do_or_complain(options, execution)
+        status = _do_or_complain(args, execution)
         terminal.ignore_signals()
     except KeyboardInterrupt as error:
-        status = _complain(options, f"stopped by {str(error) or 'SIGINT'}: run it again")
+        status = _complain(args, f"stopped by {str(error) or 'SIGINT'}: run it again")
     try:
         execution.record(status, time.monotonic() - started)
     except AuditError as error:
         if status != NOT_DONE:  # else one complaint is enough
-            status = _complain(options, str(error))
+            status = _complain(args, str(error))
     return status
 
 
-def _do_or_complain(options: argparse.Namespace, execution: Execution) -> int:
+def _do_or_complain(args: argparse.Namespace, execution: Execution) -> int:
     """Do what was asked and return the exit status: 3, after a complaint, for whatever goes wrong."""
     try:
-        status, lines = _do(options, execution)
+        status, lines = _do(args, execution)
         try:
             terminal.print_lines(lines)
         except OSError as error:
@@ -115,142 +113,143 @@ def _do_or_complain(options: argparse.Namespace, execution: Execution) -> int:
         return status
     except SettingsError as error:
         execution.textfile = error.textfile
-        return _complain(options, *error.problems)
+        return _complain(args, *error.problems)
     except AuditError as error:
-        return _complain(options, str(error))
+        return _complain(args, str(error))
     except Exception as error:  # noqa: BLE001  # 1, Python's own status, would mean "warning"
         problem = f"unexpected {type(error).__name__} ({error}): please report it, with what --debug prints"
-        return _complain(options, problem)
+        return _complain(args, problem)
 
 
-def _do(options: argparse.Namespace, execution: Execution) -> _Result:
-    """What was asked."""
-    if options.check_config:
+def _do(args: argparse.Namespace, execution: Execution) -> _Result:
+    """Do what was asked."""
+    if args.check_config:
         from audit.check_config import check_config
 
-        return check_config(options.config)
-    settings = configuration.load(options.config)
+        return check_config(args.config)
+    settings = load_settings(args.config)
     execution.textfile = settings.textfile
-    at = None if options.at is None else command_line.moment(options.at, settings.rules.zone)
+    at = None if args.at is None else options.parse_time(args.at, settings.rules.zone)
     with database.reading(settings.connection) as session:
-        now, execution.clock_skew = database.read_clock(session)
+        now, execution.clock_skew = database.compare_clocks(session)
         moment = Moment.by_clock(now) if at is None else Moment.as_of(at)
         containers = auditor.active_containers(session, settings)
-        if options.history is not None:
-            return _history(session, settings, options, moment, containers)
-        log = _log(session, settings, moment, keeps_messages=options.json)
-        if options.containers:
-            audit = auditor.details(log, _select(session, containers, options, at), settings)
+        if args.history is not None:
+            return _history(session, settings, args, moment, containers)
+        log = _log(session, settings, moment, keeps_messages=args.json)
+        if args.containers:
+            audit = auditor.details(log, _select(session, containers, args, at), settings)
             if not audit.findings:
-                raise AuditError(f"no such container existed at {options.at}", "name a later moment with --at")
+                raise AuditError(f"no such container existed at {args.at}", "name a later moment with --at")
         else:
             audit = auditor.audit(log, containers, settings)
-    return (_report_details if options.containers else _publish_and_report)(audit, settings, options)
+    return (_report_details if args.containers else _publish_and_report)(audit, settings, args)
 
 
 def _log(session: Session, settings: Settings, moment: Moment, keeps_messages: bool = False) -> SiteLog:
-    return SiteLog(session, settings.rules, LogReader(moment, settings.db_timezone, settings.patterns, keeps_messages))
+    return SiteLog(session, settings.rules, RowReader(moment, settings.db_timezone, settings.patterns, keeps_messages))
 
 
 def _select(
-    session: Session, containers: Sequence[Container], options: argparse.Namespace, at: datetime | None
+    session: Session, containers: Sequence[Container], args: argparse.Namespace, at: datetime | None
 ) -> list[Container]:
     """The containers that the command line names."""
-    return command_line.select(containers, options.containers, lambda: auditor.deleted_containers(session), at)
+    return options.select(containers, args.containers, lambda: auditor.deleted_containers(session), at)
 
 
 # --- The audit of now ------------------------------------------------------------------------------------
 
 
-def _publish_and_report(audit: Audit, settings: Settings, options: argparse.Namespace) -> _Result:
+def _publish_and_report(audit: Audit, settings: Settings, args: argparse.Namespace) -> _Result:
     """Write the textfile of the full audit, and report."""
     families = metrics.audit_families(audit, settings.legacy_metrics)
-    if options.output == "-":
+    if args.output == "-":
         exposition = metrics.exposition(families, settings.textfile.site).decode()
-        return audit.severity, _harmless(exposition.removesuffix("\n").split("\n"))
-    if options.output or not options.at:
-        path = Path(options.output) if options.output else settings.textfile.path
+        return audit.severity, _for_programs(exposition.removesuffix("\n").split("\n"))
+    if args.output or not args.at:
+        path = Path(args.output) if args.output else settings.textfile.path
         textfile.write(path, metrics.exposition(families, settings.textfile.site), settings.textfile.mode)
-    if options.json:
+    if args.json:
         return audit.severity, _document(audit)
-    if options.quiet:
+    if args.quiet:
         return audit.severity, ()
     from audit.reports import site
 
-    lines = site.table(
-        audit, _style(settings, MAIL_WIDTH), _command(options), options.verbose, terminal=terminal.is_terminal()
+    lines = site.render(
+        audit, _style(settings, MAIL_WIDTH), _command(args), args.verbose, terminal=terminal.is_terminal()
     )
     return audit.severity, lines
 
 
-def _report_details(audit: Audit, settings: Settings, options: argparse.Namespace) -> _Result:
+def _report_details(audit: Audit, settings: Settings, args: argparse.Namespace) -> _Result:
     """The containers named on the command line, with all that led to their verdicts."""
-    if options.json:
+    if args.json:
         return audit.severity, _document(audit, detailed=True)
     from audit.reports import details
 
-    return audit.severity, () if options.quiet else details.details(audit, _style(settings))
+    return audit.severity, () if args.quiet else details.render(audit, _style(settings))
 
 
 def _document(audit: Audit, detailed: bool = False) -> Iterable[str]:
     from audit.reports import document
 
-    return [document.as_json(audit, VERSION, detailed)]
+    return [document.render(audit, VERSION, detailed)]
 
 
 # --- The past --------------------------------------------------------------------------------------------
 
 
 def _history(
-    session: Session, settings: Settings, options: argparse.Namespace, moment: Moment, containers: list[Container]
+    session: Session, settings: Settings, args: argparse.Namespace, moment: Moment, containers: list[Container]
 ) -> _Result:
     """The past of every container over a period, by the rule of the present."""
-    period = history.parse_period(options.history, moment.now, settings.rules.zone)
+    period = options.parse_period(args.history, moment.now, settings.rules.zone)
     log = _log(session, settings, Moment.as_of(period.end) if period.end < moment.now else moment)
     period = replace(period, log_begins=log.begins())
-    if options.all:
+    if args.all:
         containers = containers + auditor.deleted_containers(session, log.log_time_before(period.start))
-    if options.containers:
-        containers = _select(session, containers, options, period.end if log.moment.unseen else None)
-    past = auditor.look_back(log, containers, period)
-    if options.csv:
+    if args.containers:
+        containers = _select(session, containers, args, period.end if log.moment.hides_later else None)
+    past = list(auditor.histories(log, containers, period))
+    if args.csv:
         from audit.reports import history_csv
 
-        return 0, _harmless(list(history_csv.history_csv(past, period)))
-    if options.html:
-        return _evidence(list(past), period, settings, options, log)
-    histories = [replace(found, stretches=()) for found in past]  # only the page shows them, with every failed run
-    if options.json:
+        return 0, _for_programs(history_csv.render(past, period))
+    if args.html:
+        return _evidence(past, period, settings, args, log)
+    if args.json:
         from audit.reports import history_json
 
-        return 0, [history_json.history_json(histories, period)]
-    if options.quiet:
+        return 0, [history_json.render(past, period)]
+    if args.quiet:
         return 0, ()
     from audit.reports import history_table
 
-    name, height = settings.connection.name, shutil.get_terminal_size().lines if terminal.is_terminal() else None
-    return 0, history_table.history_table(histories, period, name, _style(settings), height)
+    lines = list(history_table.render(past, period, settings.connection.name, _style(settings)))
+    if terminal.is_terminal() and len(lines) >= shutil.get_terminal_size().lines:
+        lines.append("The worst come first: to see them, add | less")
+    return 0, lines
 
 
 def _evidence(
-    past: list[ContainerHistory], period: Period, settings: Settings, options: argparse.Namespace, log: SiteLog
+    past: list[ContainerHistory], period: Period, settings: Settings, args: argparse.Namespace, log: SiteLog
 ) -> _Result:
     """Write the page of evidence, and print its digest."""
     from audit.reports import history_page
 
-    population = "all active containers" + (" and those deleted in the period" if options.all else "")
-    if options.containers:
-        population = f"named on the command line: {', '.join(options.containers)}"
-    facts = history_page.PageFacts(settings, VERSION, datetime.now(UTC), log.ignored.counts, population)
-    page = history_page.history_page(past, period, facts).encode()
-    textfile.write(Path(options.html), page, 0o644)
-    return 0, [f"{hashlib.sha256(page).hexdigest()}  {options.html}"]
+    population = "all active containers" + (" and those deleted in the period" if args.all else "")
+    if args.containers:
+        population = f"named on the command line: {', '.join(args.containers)}"
+    facts = history_page.PageFacts(settings, VERSION, datetime.now(UTC), log.facts.ignored.counts, population)
+    page = history_page.render(past, period, facts).encode()
+    textfile.write(Path(args.html), page, 0o644)
+    return 0, [f"{hashlib.sha256(page).hexdigest()}  {args.html}"]
 
 
 # --- How it is printed -----------------------------------------------------------------------------------
 
 
-def _harmless(lines: Iterable[str]) -> Iterator[str]:
+def _for_programs(lines: Iterable[str]) -> Iterator[str]:
     """Lines for programs, byte for byte, in UTF-8; but a terminal must not obey what is in them."""
     if not terminal.is_terminal():
         terminal.print_utf8()
@@ -269,19 +268,19 @@ def _style(settings: Settings, width: int = 80) -> text.Style:
     return text.Style(settings.rules.zone, max(width, 60), colour, ascii=not unicode)
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(args: argparse.Namespace) -> str:
     """The command that started this program, as it can be pasted into a shell; from a mail, by root."""
     here = os.path.exists(PROGRAM.name) and os.path.samefile(PROGRAM.name, PROGRAM)
     words = ["./backup_audit.py" if here else str(PROGRAM)]
     if not terminal.is_terminal() and os.geteuid() != 0:
         words = ["sudo", "-u", getpass.getuser(), str(PROGRAM)]
-    if options.config != DEFAULT_CONFIG:
-        words += ["--config", str(options.config)]
+    if args.config != DEFAULT_CONFIG:
+        words += ["--config", str(args.config)]
     return shlex.join(words)
 
 
-def _complain(options: argparse.Namespace, *problems: str) -> int:
-    if options.debug:
+def _complain(args: argparse.Namespace, *problems: str) -> int:
+    if args.debug:
         for line in traceback.format_exc().splitlines():
             terminal.print_error(text.harmless(text.mask(line)))
     for problem in problems:

@@ -9,7 +9,6 @@ import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -18,7 +17,7 @@ from admin_db import ContainerFacts
 from audit import history
 from audit.errors import AuditError
 from audit.history import ContainerHistory, Period
-from audit.log import ContainerLog, IgnoredRows, SiteLog, clock_gap, key_of
+from audit.log import ContainerLog, IgnoredRows, NewestRun, SiteFacts, SiteLog, clock_gap, key_of
 from audit.policy import DAY, UTC, Container, Outcome, Rules, Run, Status, Verdict, creation, judge, newest_first
 from audit.settings import AcceptedException, Settings
 
@@ -35,16 +34,9 @@ TURN_EXPECTED = 7 * DAY
 class Change(str, enum.Enum):
     """How a container's status differs from 24 hours ago."""
 
-    NEW = "new"
+    NEW_PROBLEM = "new problem"
     RECOVERED = "recovered"
     CHANGED = "changed"
-
-
-class BrokenNight(NamedTuple):
-    """The run at which DB4Sci's backup job probably stopped."""
-
-    name: str
-    started: datetime
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Finding:
 
     @property
     def container(self) -> Container:
-        """The container itself."""
+        """The container that it is about."""
         return self.verdict.container
 
     @property
@@ -94,7 +86,7 @@ class Finding:
         return self.status in (Status.LATE, Status.MISSED) and not self.is_accepted
 
     @property
-    def expiry(self) -> int:
+    def expiry_severity(self) -> int:
         """0 = nothing to tell, 1 = the last good dump expires soon, 2 = it has expired (docs/rules.md, "Retention").
 
         An exception does not accept that nothing is left, but it is told for a month only.
@@ -114,7 +106,7 @@ class Finding:
             return None
         if (before.severity == 0) == (now.severity == 0):
             return Change.CHANGED
-        return Change.NEW if before.severity == 0 else Change.RECOVERED
+        return Change.NEW_PROBLEM if before.severity == 0 else Change.RECOVERED
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ class Audit:
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
     newest_row: datetime | None = None
     """The newest log row of the whole site that is not future, aware UTC."""
-    broken_night: BrokenNight | None = None
+    broken_night: NewestRun | None = None
     """The run at which the backup job probably stopped, where that left others without a backup."""
     clock_gap: timedelta | None = None
     """How far `backup_id` and `ts` of the newest runs are apart, if the zones do not fit the log."""
@@ -139,13 +131,13 @@ class Audit:
 
     @property
     def severity(self) -> int:
-        """The worst severity, accepted problems aside: 0 = OK, 1 = warning, 2 = critical."""
+        """The worst severity of what is not accepted, and of dumps that expire: 0 = OK, 1 = warning, 2 = critical."""
         problems = (finding.severity for finding in self.findings if finding.is_problem)
-        return max([0, *problems, *(finding.expiry for finding in self.findings)])
+        return max([0, *problems, *(finding.expiry_severity for finding in self.findings)])
 
     @property
     def silent(self) -> bool:
-        """Whether the whole site logged no run within `window_hours`, and backups are overdue for that."""
+        """Whether the whole site logged no run within `window_hours`, and backups are overdue."""
         newest, overdue = self.newest_row, any(finding.is_overdue for finding in self.findings)
         return overdue and (newest is None or self.now - newest > self.rules.window)
 
@@ -208,57 +200,46 @@ def _container(facts: ContainerFacts) -> Container:
 
 def audit(log: SiteLog, containers: Sequence[Container], settings: Settings) -> Audit:
     """The full audit: a finding for every container."""
-    counted_from = log.moment.now - timedelta(days=settings.history_days)
-    begins = log.begins(unless_before=counted_from - log.rules.longest_cover) if settings.history_days else None
-    logs = log.containers(containers, log.moment.yesterday, counted_from)
-    findings = []
-    for container, own_log in logs:
+    period = history.last_days(settings.history_days, log.moment.now, log.rules.zone)
+    if settings.history_days:
+        period = replace(period, log_begins=log.begins(unless_before=period.start - log.rules.longest_cover))
+    found = []
+    for container, own_log in log.read(containers, log.moment.yesterday, period.start):
         if _is_seen(container, own_log, log):
-            finding = _finding(container, own_log, log, settings)
-            if settings.history_days:
-                ratio = history.covered_ratio(
-                    container, own_log.runs, counted_from, log.moment.now, log.rules, log_begins=begins
-                )
-                finding = replace(finding, covered_ratio=ratio)
-            findings.append(finding)
-    in_order = _in_order(findings, containers)
-    if containers and all(finding.container.is_job for finding in in_order):
+            past = history.look_back(container, own_log.runs, period, log.rules)
+            found.append(replace(_finding(past.verdict, own_log, log, settings), covered_ratio=past.ratio))
+    findings = _in_order(found, containers)
+    if containers and all(finding.container.is_job for finding in findings):
         _refuse_empty(settings, " at that moment")
-    names = {finding.container.name for finding in in_order} | {finding.container.c_id for finding in in_order}
     return Audit(
         now=log.moment.now,
         database=settings.connection.name,
         rules=log.rules,
-        findings=in_order,
-        ignored=log.ignored,
-        newest_row=log.newest_row,
-        broken_night=_broken_night(log, in_order),
-        clock_gap=clock_gap(log.starts, log.rules.zone),
-        unused_exceptions=tuple(str(key) for key in settings.exceptions if key not in names),
+        findings=findings,
+        ignored=log.facts.ignored,
+        newest_row=log.facts.newest_row,
+        broken_night=_broken_night(log.facts, findings),
+        clock_gap=clock_gap(log.facts.starts, log.rules.zone),
+        unused_exceptions=unused_exceptions([finding.container for finding in findings], settings),
     )
 
 
 def details(log: SiteLog, containers: Sequence[Container], settings: Settings) -> Audit:
     """The audit of some containers, deleted ones among them, with all of their runs."""
-    findings = [
-        replace(
-            _finding(container, own_log, log, settings),
-            runs=tuple(newest_first(own_log.runs)),
-            ignored=own_log.ignored,
-        )
-        for container, own_log in log.whole(containers, log.moment.yesterday)
-        if _is_seen(container, own_log, log)
-    ]
-    ignored = IgnoredRows()
-    for finding in findings:
-        ignored.add_all(finding.ignored)
-    return Audit(log.moment.now, settings.connection.name, log.rules, _in_order(findings, containers), ignored)
+    ignored, found = IgnoredRows(), []
+    for container, own_log in log.read_whole(containers, log.moment.yesterday):
+        if _is_seen(container, own_log, log):
+            verdict = judge(container, own_log.runs, log.moment.now, log.rules)
+            runs = tuple(newest_first(own_log.runs))
+            found.append(replace(_finding(verdict, own_log, log, settings), runs=runs, ignored=own_log.ignored))
+            ignored.add_all(own_log.ignored)
+    return Audit(log.moment.now, settings.connection.name, log.rules, _in_order(found, containers), ignored)
 
 
 def _is_seen(container: Container, own_log: ContainerLog, log: SiteLog) -> bool:
     """Whether the container existed at the moment that was asked for."""
     created, moment = container.created, log.moment
-    return not moment.unseen or bool(own_log.runs) or created is None or created <= moment.now
+    return not moment.hides_later or bool(own_log.runs) or created is None or created <= moment.now
 
 
 def _in_order(findings: Iterable[Finding], containers: Sequence[Container]) -> tuple[Finding, ...]:
@@ -266,11 +247,10 @@ def _in_order(findings: Iterable[Finding], containers: Sequence[Container]) -> t
     return tuple(sorted(findings, key=lambda finding: order[key_of(finding.container)]))
 
 
-def _finding(container: Container, own_log: ContainerLog, log: SiteLog, settings: Settings) -> Finding:
-    moment, rules = log.moment, log.rules
+def _finding(verdict: Verdict, own_log: ContainerLog, log: SiteLog, settings: Settings) -> Finding:
+    container, moment = verdict.container, log.moment
     existed = own_log.early_runs or creation(container, moment.now) <= moment.yesterday
-    yesterday = judge(container, own_log.early_runs, moment.yesterday, rules).status if existed else None
-    verdict = judge(container, own_log.runs, moment.now, rules)
+    yesterday = judge(container, own_log.early_runs, moment.yesterday, log.rules).status if existed else None
     return Finding(verdict, yesterday, exception_of(container, moment.now, settings))
 
 
@@ -282,19 +262,25 @@ def exception_of(container: Container, now: datetime, settings: Settings) -> Acc
     return latest if latest and now < latest.ends + REMINDER else None
 
 
-def _broken_night(log: SiteLog, findings: Iterable[Finding]) -> BrokenNight | None:
-    if log.newest_run is None or log.newest_outcome is not Outcome.STALLED:
+def unused_exceptions(containers: Iterable[Container], settings: Settings) -> tuple[str, ...]:
+    """The keys of the setting `exceptions` that fit no container."""
+    known = {key for container in containers for key in (container.name, container.c_id)}
+    return tuple(str(key) for key in settings.exceptions if key not in known)
+
+
+def _broken_night(facts: SiteFacts, findings: Iterable[Finding]) -> NewestRun | None:
+    newest = facts.newest_run
+    if newest is None or newest.outcome is not Outcome.STALLED:
         return None
-    run, name = log.newest_run
     for finding in findings:
         last = finding.verdict.last_run
-        if finding.is_overdue and last and run.started - TURN_EXPECTED <= last.started <= run.started:
-            return BrokenNight(name, run.started)
+        if finding.is_overdue and last and newest.started - TURN_EXPECTED <= last.started <= newest.started:
+            return newest
     return None
 
 
-def look_back(log: SiteLog, containers: Sequence[Container], period: Period) -> Iterator[ContainerHistory]:
+def histories(log: SiteLog, containers: Sequence[Container], period: Period) -> Iterator[ContainerHistory]:
     """The history of each container over a period that ends with the audit's moment."""
-    for container, own_log in log.containers(containers, period.start, period.start):
+    for container, own_log in log.read(containers, period.start, period.start):
         if own_log.runs or (_is_seen(container, own_log, log) and not container.deleted):
             yield history.look_back(container, own_log.runs, period, log.rules)

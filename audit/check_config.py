@@ -15,12 +15,11 @@ from sqlalchemy.orm import Session
 import admin_db
 from admin_db import LogRow
 from audit import auditor, database, textfile
-from audit import settings as configuration
 from audit.errors import AuditError
 from audit.launch import NOT_DONE
 from audit.log import CUT_LENGTH, STARTS_COMPARED, Start, clock_gap
 from audit.policy import DAY, FUTURE_TOLERANCE, HOUR, UTC, Container, utc_from_local
-from audit.settings import Connection, Settings, SettingsError
+from audit.settings import Connection, Settings, SettingsError, Textfile, has_password, load_settings
 from audit.text import age, duration, first_few, minute, one_line
 
 OLDEST_ROW = 26 * HOUR
@@ -52,7 +51,7 @@ def check_config(config: Path) -> tuple[int, list[str]]:
 
 def _steps(config: Path) -> Iterator[Step]:
     try:
-        settings = configuration.load(config)
+        settings = load_settings(config)
     except SettingsError as error:
         yield from (Step(FAILED, "settings", problem) for problem in error.problems)
         yield from _protection(config)
@@ -88,7 +87,7 @@ def _database(settings: Settings) -> Iterator[Step]:
     step = "login" if is_postgres else "file"
     try:
         with database.reading(settings.connection) as session:
-            clock = database.read_clock(session)
+            clock = database.compare_clocks(session)
             yield from (_login if is_postgres else _file)(session, settings.connection)
             step = "tables"
             yield Step(OK, step, f"{', '.join(admin_db.check_privileges(session))}: all columns can be read")
@@ -125,7 +124,7 @@ def _login(session: Session, connection: Connection) -> Iterator[Step]:
     if not info.ssl_in_use and not is_socket:
         advice = "libpq_options = {'sslmode': 'require'} refuses that"
         yield Step(NOTE, "login", f"the connection is not encrypted (TLS): {advice}")
-    if configuration.has_password(connection.url):
+    if has_password(connection.url):
         yield Step(NOTE, "login", "database_url holds the password, which belongs in the password file (pgpass_file)")
 
 
@@ -140,8 +139,7 @@ def _role(session: Session) -> Iterator[Step]:
 
 def _unused(session: Session, containers: Sequence[Container], settings: Settings) -> Iterator[Step]:
     """Keys of settings that fit nothing."""
-    known = {container.name for container in containers} | {container.c_id for container in containers}
-    exceptions = [str(key) for key in settings.exceptions if key not in known]
+    exceptions = auditor.unused_exceptions(containers, settings)
     if exceptions:
         yield Step(NOTE, "containers", f"exceptions: no active container is called {first_few(exceptions)}")
     if settings.extra_jobs:
@@ -215,7 +213,7 @@ def _cut_messages(rows: Sequence[LogRow]) -> Iterator[Step]:
 # --- The textfiles ---------------------------------------------------------------------------------------
 
 
-def _textfiles(files: configuration.Textfile) -> Iterator[Step]:
+def _textfiles(files: Textfile) -> Iterator[Step]:
     user = _user()
     for path in (files.path, files.run_file):
         try:

@@ -6,13 +6,12 @@ import re
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg2.extensions
-from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -28,31 +27,19 @@ _WAL_VERSIONS = b"\2\2"
 @contextmanager
 def reading(connection: Connection) -> Iterator[Session]:
     """A read-only session, one snapshot. Raises `AuditError` for whatever goes wrong with the database."""
-    waits = interruptible_waits(connection.connect_timeout, connection.query_timeout)
+    timeouts = {"connect_timeout": connection.connect_timeout, "query_timeout": connection.query_timeout}
     try:
-        with _engine(connection) as engine, waits, admin_db.audit_session(engine) as session:
-            yield session
+        with ExitStack() as stack:
+            engine = admin_db.make_engine(connection.url, read_only=True, libpq=connection.libpq, **timeouts)
+            stack.callback(engine.dispose)
+            stack.enter_context(interruptible_waits(**timeouts))
+            yield stack.enter_context(admin_db.reading_session(engine))
     except SQLAlchemyError as error:
         raise from_database(error, connection) from error
 
 
-@contextmanager
-def _engine(connection: Connection) -> Iterator[Engine]:
-    engine = admin_db.make_engine(
-        connection.url,
-        read_only=True,
-        connect_timeout=connection.connect_timeout,
-        query_timeout=connection.query_timeout,
-        libpq=connection.libpq,
-    )
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
 class Clock(NamedTuple):
-    """What the clocks say."""
+    """The server's clock, and how far this host's is from it."""
 
     now: datetime
     """By the server's, aware UTC."""
@@ -60,7 +47,7 @@ class Clock(NamedTuple):
     """Seconds that this host's is ahead."""
 
 
-def read_clock(session: Session) -> Clock:
+def compare_clocks(session: Session) -> Clock:
     """The server's clock, compared with this host's. Connects first: a slow login is no difference of clocks."""
     session.connection()
     asked = datetime.now(UTC)

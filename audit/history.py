@@ -7,16 +7,13 @@ is aware UTC.
 from __future__ import annotations
 
 import enum
-import re
 from bisect import bisect_left, bisect_right
-from calendar import monthrange
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import cached_property
 from itertools import pairwise
 
-from audit.errors import AuditError
 from audit.messages import Meaning
 from audit.policy import (
     DAY,
@@ -29,14 +26,11 @@ from audit.policy import (
     creation,
     due_at,
     judge,
-    known_policy,
     newest_first,
     utc_from_local,
 )
 
 NOTHING = timedelta(0)
-MOST_DAYS = 3660
-YEARS = range(1971, 9000)
 
 _Step = tuple[datetime, datetime, datetime]
 """A part of the counted time with one base: its start, its end, and the base."""
@@ -70,8 +64,8 @@ class Period:
     """As it was asked for: `30 days`, `2026-Q1`."""
     days: tuple[Day, ...]
     """Oldest first, without a gap; the first and the last may be parts of days."""
-    now: datetime | None = None
-    """When it was asked for, if not at the end: a creation after that moment is a wrong stamp."""
+    now: datetime
+    """When it was asked for: a creation after that moment is a wrong stamp."""
     log_begins: datetime | None = None
     """The first dated row of the site's log, whether or not it lies in the period; None if there is none."""
 
@@ -130,7 +124,7 @@ class ContainerHistory:
 
     @property
     def container(self) -> Container:
-        """The container itself."""
+        """The container that it is about."""
         return self.verdict.container
 
     @property
@@ -149,49 +143,11 @@ class ContainerHistory:
 
 def last_days(count: int, now: datetime, zone: tzinfo) -> Period:
     """The last `count` times 24 hours."""
-    return _period(now - count * DAY, now, f"{count} day{'s' * (count != 1)}", now, zone)
+    return period_of(now - count * DAY, now, f"{count} day{'s' * (count != 1)}", now, zone)
 
 
-def parse_period(text: str, now: datetime, zone: tzinfo) -> Period:
-    """The period that a number of days, a year, a quarter, a month or two dates mean, cut off at `now`.
-
-    Raises `AuditError`.
-    """
-    text = text.strip()
-    if re.fullmatch("[0-9]{1,3}", text) and int(text):
-        return last_days(int(text), now, zone)
-    try:
-        first, last = _dates(text)
-    except ValueError:
-        accepted = "use a number of days (999 at most), 2026, 2026-Q1, 2026-03 or 2026-03-01..2026-03-31"
-        raise AuditError(f"--history {text} is not a period", accepted) from None
-    start, end = (utc_from_local(datetime.combine(day, time()), zone) for day in (first, last + DAY))
-    if start >= end:
-        raise AuditError(f"--history {text} contains no time", "put the earlier day first")
-    if start >= now:
-        raise AuditError(f"--history {text} has not begun", "name a period that has")
-    if min(end, now) - start > MOST_DAYS * DAY:
-        raise AuditError(f"--history {text} is too long", f"name a period of {MOST_DAYS} days at most")
-    return _period(start, min(end, now), text, now, zone)
-
-
-def _dates(text: str) -> tuple[date, date]:
-    """The first and the last day of a period. Raises `ValueError`."""
-    if dates := re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.\.([0-9]{4}-[0-9]{2}-[0-9]{2})", text):
-        first, last = date.fromisoformat(dates[1]), date.fromisoformat(dates[2])
-    elif months := re.fullmatch(r"([0-9]{4})(?:-([0-9]{2})|-[Qq]([1-4]))?", text):
-        year, month, quarter = (int(number or 0) for number in months.groups())
-        begin = month or max(3 * quarter - 2, 1)
-        end = begin if months[2] else begin + 2 if quarter else 12
-        first, last = date(year, begin, 1), date(year, end, monthrange(year, end)[1])
-    else:
-        raise ValueError
-    if first.year not in YEARS or last.year not in YEARS:
-        raise ValueError
-    return first, last
-
-
-def _period(start: datetime, end: datetime, label: str, now: datetime, zone: tzinfo) -> Period:
+def period_of(start: datetime, end: datetime, label: str, now: datetime, zone: tzinfo) -> Period:
+    """The period from `start` to `end`, with its days in `zone`; `label` is how it was asked for, `now` when."""
     first, last = (moment.astimezone(zone).date() for moment in (start, end))
     # and one day more: where clocks are set back over midnight, the hour that is repeated belongs to the new day
     dates = [first + DAY * number for number in range((last - first).days + 3)]
@@ -209,7 +165,7 @@ def look_back(container: Container, runs: Sequence[Run], period: Period, rules: 
 
     A creation after the period's end leaves nothing to count; one after the moment of asking is unknown.
     """
-    known = _known_since(container, runs, period.now or period.end, period.log_begins)
+    known = _known_since(container, runs, period.now, period.log_begins)
     start = max(period.start, known)
     end = min(_last_row(runs, period.start), period.end) if container.deleted else period.end
     verdict, days = judge(container, runs, end, rules), period.days_until(end)
@@ -238,27 +194,6 @@ def look_back(container: Container, runs: Sequence[Run], period: Period, rules: 
         worst_age=_worst_age(steps),
         median_duration=_median(duration for duration in durations if duration is not None),
     )
-
-
-def covered_ratio(
-    container: Container,
-    runs: Sequence[Run],
-    start: datetime,
-    end: datetime,
-    rules: Rules,
-    log_begins: datetime | None,
-) -> float | None:
-    """The share of a period up to now in which the container was covered; None without a schedule or counted time.
-
-    `log_begins` may be None if the log's first row is too old to matter.
-    """
-    policy, known = known_policy(container.policy, rules), _known_since(container, runs, end, log_begins)
-    start = max(start, known)
-    if policy is None or policy == "Never" or start >= end:
-        return None
-    lapses = _lapses(policy, _steps(known, runs, start, end), rules)
-    uncovered = sum((until - since for since, until, _ in lapses), NOTHING)
-    return (end - start - uncovered) / (end - start)
 
 
 def _known_since(container: Container, runs: Iterable[Run], now: datetime, log_begins: datetime | None) -> datetime:

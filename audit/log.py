@@ -140,7 +140,7 @@ class ContainerLog:
 
 
 @dataclass(frozen=True)
-class LogReader:
+class RowReader:
     """How the rows of a log are understood."""
 
     moment: Moment
@@ -160,7 +160,7 @@ class LogReader:
                 continue
             stamp = utc_from_local(row.ts, self.zone)
             if stamp > self.moment.latest:
-                if not self.moment.unseen:
+                if not self.moment.hides_later:
                     log.ignored.add(FUTURE, [row.id])
                 continue
             if log.newest_row is None or stamp > log.newest_row:
@@ -171,9 +171,7 @@ class LogReader:
                 continue
             entries.append(entry)
         log.runs = fold(entries)
-        changed = {entry.backup_id for entry in entries if entry.stamp > early}
-        log.early_runs = [run for run in log.runs if run.backup_id not in changed]
-        log.early_runs += fold([one for one in entries if one.backup_id in changed and one.stamp <= early])
+        log.early_runs = fold(entry for entry in entries if entry.stamp <= early)
         return log
 
     def _entry(self, row: LogRow, stamp: datetime) -> Entry | None:
@@ -182,7 +180,7 @@ class LogReader:
         if not row.backup_id or state not in ("start", "end"):
             return None
         message = row.message or "" if row.message_end is None else _without_break(row.message or "", row.message_end)
-        said = messages.judge(message, self.patterns) if message else NOTHING_SAID
+        said = messages.judge_message(message, self.patterns)
         is_cut = len(message) == CUT_LENGTH or row.message_end is not None
         kept = message if self.keeps_messages else ""
         return Entry(stamp, state == "end", row.id, row.backup_id, row.type or "", row.url or "", said, kept, is_cut)
@@ -213,10 +211,32 @@ def _gap(stamp: datetime, backup_id: str, zone: tzinfo) -> timedelta | None:
         local = datetime(*map(int, found.groups()), tzinfo=zone)  # type: ignore[arg-type,misc]
     except ValueError:
         return None
-    return min(abs(local.replace(fold=fold) - stamp) for fold in (0, 1))
+    return min(abs(local.replace(fold=occurrence) - stamp) for occurrence in (0, 1))
 
 
 # --- The log of a site -----------------------------------------------------------------------------------
+
+
+class NewestRun(NamedTuple):
+    """The newest run of a site, whatever container it is of."""
+
+    name: str
+    """That of its container."""
+    started: datetime
+    outcome: Outcome
+
+
+@dataclass
+class SiteFacts:
+    """What the rows of all containers say of the site as a whole."""
+
+    ignored: IgnoredRows = field(default_factory=IgnoredRows)
+    """The rows that no verdict could use: the undated ones, and those of the days that were read."""
+    newest_row: datetime | None = None
+    """The newest row that is not future, aware UTC."""
+    newest_run: NewestRun | None = None
+    starts: list[Start] = field(default_factory=list)
+    """The newest starts, newest first."""
 
 
 @dataclass
@@ -225,17 +245,9 @@ class SiteLog:
 
     session: Session
     rules: Rules
-    reader: LogReader
-    ignored: IgnoredRows = field(default_factory=IgnoredRows)
-    """The rows of the last days that no verdict could use, of all containers; known when all is read."""
-    newest_row: datetime | None = None
-    """The newest row that is not future, of all containers; known when all is read."""
-    newest_run: tuple[Run, str] | None = None
-    """The newest run of the whole site, and the name of its container; known when all is read."""
-    newest_outcome: Outcome | None = None
-    """What became of that run."""
-    starts: list[Start] = field(default_factory=list)
-    """The newest starts of the whole site; known when all is read."""
+    reader: RowReader
+    facts: SiteFacts = field(default_factory=SiteFacts)
+    """Known when `read` has come to its end."""
 
     @property
     def moment(self) -> Moment:
@@ -247,7 +259,7 @@ class SiteLog:
         first = admin_db.read_first_stamp(self.session, unless_before and self.log_time_before(unless_before))
         return first and utc_from_local(first, self.reader.zone)
 
-    def containers(
+    def read(
         self, containers: Iterable[Container], early: datetime, counted_from: datetime
     ) -> Iterator[tuple[Container, ContainerLog]]:
         """Each container with its log: the last days if they decide the verdicts of now and of an `early` moment, and
@@ -268,12 +280,12 @@ class SiteLog:
                 yield container, log
             else:
                 undecided.append(container)
-        if self.newest_row is None:  # the whole site has been silent for so long
-            newest = admin_db.read_newest_stamp(self.session, self.log_time_before(self.moment.latest))
-            self.newest_row = newest and utc_from_local(newest, self.reader.zone)
-        yield from self.whole([*undecided, *waiting.values()], early)
+        if self.facts.newest_row is None:  # the whole site has been silent for so long
+            newest = admin_db.read_newest_rows(self.session, 1, until=self.log_time_before(self.moment.latest))
+            self.facts.newest_row = next((utc_from_local(row.ts, self.reader.zone) for row in newest if row.ts), None)
+        yield from self.read_whole([*undecided, *waiting.values()], early)
 
-    def whole(self, containers: Iterable[Container], early: datetime) -> Iterator[tuple[Container, ContainerLog]]:
+    def read_whole(self, containers: Iterable[Container], early: datetime) -> Iterator[tuple[Container, ContainerLog]]:
         """Each container with all of its log."""
         waiting = {key_of(container): container for container in containers}
         c_ids = {c_id for c_id, _ in waiting if c_id is not None}
@@ -290,16 +302,17 @@ class SiteLog:
 
     def _note(self, log: ContainerLog, container: Container | None) -> None:
         """Keep what is known of the site as a whole."""
-        self.ignored.add_all(log.ignored)
-        if log.newest_row and (self.newest_row is None or log.newest_row > self.newest_row):
-            self.newest_row = log.newest_row
+        facts = self.facts
+        facts.ignored.add_all(log.ignored)
+        if log.newest_row and (facts.newest_row is None or log.newest_row > facts.newest_row):
+            facts.newest_row = log.newest_row
         starts = [(run.started, run.backup_id) for run in log.runs[-STARTS_COMPARED:] if run.start_logged]
-        self.starts = heapq.nlargest(STARTS_COMPARED, [*self.starts, *starts])
+        facts.starts = heapq.nlargest(STARTS_COMPARED, [*facts.starts, *starts])
         newest = max(log.runs, key=lambda run: run.started, default=None)
-        if newest and (self.newest_run is None or newest.started > self.newest_run[0].started):
+        if newest and (facts.newest_run is None or newest.started > facts.newest_run.started):
             limit = run_limit(typical_duration(log.runs, self.moment.now), self.rules)
-            self.newest_run = newest, container.name if container else log.last_name or "an unknown container"
-            self.newest_outcome = newest.outcome(self.moment.now, limit)
+            name = container.name if container else log.last_name or "an unknown container"
+            facts.newest_run = NewestRun(name, newest.started, newest.outcome(self.moment.now, limit))
 
 
 def key_of(container: Container) -> _Key:

@@ -1,6 +1,6 @@
 """What a message in the backup log says, line by line (docs/rules.md, "Messages"): fine, an error, or neither.
 
-FINE and FAILED hold beginnings of lines, one line a rule, by program. `*` stands for the rest of a word (a name, a
+FINE and ERRORS hold beginnings of lines, one line a rule, by program. `*` stands for the rest of a word (a name, a
 number, a path), `{a,b}` for either, `<time>` for a time stamp. TROUBLE holds the words that make any other line an
 error. What no table knows is unrecognised. What one site alone has to know belongs in its settings `error_patterns` and
 `success_patterns`, which come first. Nothing here reads a database or a clock.
@@ -120,7 +120,7 @@ Warning: Permanently added *
 """
 """What DB4Sci and its programs write when all goes well, and their warnings that do no harm."""
 
-FAILED = """
+ERRORS = """
 # These print nothing when all goes well: anything else that they say, in any language, is an error.
 {cp,gzip,tar,ssh,mysqldump,mariadb-dump}:
 {pg_dump,pg_dumpall}: {[,server version:}
@@ -189,7 +189,6 @@ class Patterns:
     successes: tuple[re.Pattern[str], ...] = ()
 
 
-NO_PATTERNS = Patterns()
 NOTHING_SAID = Said(Meaning.FINE, None)
 
 
@@ -213,7 +212,7 @@ _PLAIN = tuple(each for each in _BEGINNINGS if "*" not in each)
 _STARRED = [each.split("*") for each in _BEGINNINGS if "*" in each]
 _HEADS = tuple({head for head, *_ in _STARRED})
 _STARTS = (*_PLAIN, *_HEADS, "Result:")
-_FAILED = tuple(each for rule in _rules(FAILED) for each in _each(rule))
+_ERRORS = tuple(each for rule in _rules(ERRORS) for each in _each(rule))
 _TROUBLE = [f" {words} " for rule in _rules(TROUBLE) for words in rule.split(", ")]
 
 # What stands before a line without a meaning of its own; the folder of a program is one that a rule knows by its name.
@@ -272,7 +271,7 @@ def _has_trouble(line: str) -> bool:
     return any(trouble in text for trouble in _TROUBLE) or bool(_NUMBERED.search(text) or _CLASS.search(line))
 
 
-def judge_line(line: str, patterns: Patterns = NO_PATTERNS, cut_off: bool = False) -> Meaning:
+def judge_line(line: str, patterns: Patterns = Patterns(), cut_off: bool = False) -> Meaning:
     """Returns what a line says; one that was cut off is fine if it is the beginning of a fine one."""
     line = _bare(line)
     if not line:
@@ -296,12 +295,12 @@ def _built_in(text: str, cut_off: bool) -> Meaning:
     """Returns what the tables say of a line that has been stripped of what varies before it."""
     if _is_fine(text, cut_off) or (cut_off and _CUT_TIME.fullmatch(text)):
         return Meaning.FINE
-    if not _WARNING.match(text) and (text.startswith(_FAILED) or _has_trouble(text)):
+    if not _WARNING.match(text) and (text.startswith(_ERRORS) or _has_trouble(text)):
         return Meaning.ERROR
     return Meaning.UNRECOGNISED
 
 
-def judge(message: str | None, patterns: Patterns = NO_PATTERNS) -> Said:
+def judge_message(message: str | None, patterns: Patterns = Patterns()) -> Said:
     """Returns what a message says: its first error, else its first unrecognised line."""
     said = NOTHING_SAID
     if not message:

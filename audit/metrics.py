@@ -141,15 +141,13 @@ def exposition(families: Iterable[GaugeMetricFamily], site: str | None = None) -
 
 
 def _of_site(family: GaugeMetricFamily, site: str) -> GaugeMetricFamily:
-    family.samples = [
-        sample._replace(labels={"site": _label_value(site), **sample.labels}) for sample in family.samples
-    ]
+    family.samples = [sample._replace(labels={"site": site, **sample.labels}) for sample in family.samples]
     return family
 
 
 def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFamily]:
     """What an audit found, as gauges; with `legacy` also under the original Backup Audit's names."""
-    labelled = _label(audit.findings)
+    labelled = [(_labels(finding), finding) for finding in audit.findings]
     for metric in PER_CONTAINER:
         family = _family(metric, labelled)
         if family.samples:
@@ -198,24 +196,10 @@ def run_families(
     yield _by_label("mydb_backup_audit_info", about, "version", {version: 1})
 
 
-def _label(findings: Iterable[Finding]) -> list[tuple[dict[str, str], Finding]]:
-    """Each finding with its labels name and c_id. Where two would have equal labels, the worse one is taken:
-    node_exporter keeps the first of two equal series and loses the other silently.
-    """
-    labelled: dict[tuple[str, str], Finding] = {}
-    for finding in findings:
-        c_id = finding.container.c_id
-        key = _label_value(finding.container.name), "" if c_id is None else str(c_id)
-        if key not in labelled or labelled[key].verdict.severity < finding.verdict.severity:
-            labelled[key] = finding
-    return [({"name": name, "c_id": c_id}, finding) for (name, c_id), finding in labelled.items()]
-
-
-def _label_value(text: str | None) -> str:
-    """Text as a label value: anything but half of a surrogate pair, which UTF-8 cannot hold."""
-    if not text or text.isascii():
-        return text or ""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _labels(finding: Finding) -> dict[str, str]:
+    """What tells a container from all others."""
+    c_id = finding.container.c_id
+    return {"name": finding.container.name, "c_id": "" if c_id is None else str(c_id)}
 
 
 def _family(metric: _Metric, labelled: Iterable[tuple[dict[str, str], Finding]]) -> GaugeMetricFamily:
@@ -224,7 +208,7 @@ def _family(metric: _Metric, labelled: Iterable[tuple[dict[str, str], Finding]])
         value = metric.value(finding)
         if value is not None:
             if metric.labels:
-                labels = labels | {label: _label_value(text(finding)) for label, text in metric.labels.items()}
+                labels = labels | {label: text(finding) or "" for label, text in metric.labels.items()}
             family.samples.append(Sample(metric.name, labels, value))  # add_sample takes twice as long
     return family
 
@@ -234,7 +218,7 @@ def _legacy_families(audit: Audit) -> Iterator[GaugeMetricFamily]:
     critical = {"null": 0}
     last: dict[str, Run] = {}
     for finding in audit.findings:
-        name, success = _label_value(finding.container.name), finding.verdict.last_success
+        name, success = finding.container.name, finding.verdict.last_success
         if finding.verdict.severity == 2:
             critical[name] = 1
         if success and (name not in last or last[name].started < success.started):

@@ -1,45 +1,40 @@
-"""The command line, and which containers it names."""
+"""The command line: its options, and the moment, the period and the containers that they name."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
-import sys
+from calendar import monthrange
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, tzinfo
+from datetime import date, datetime, time, tzinfo
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from audit import terminal, text
+from audit import history, terminal, text
 from audit.errors import AuditError
 from audit.launch import NOT_DONE
-from audit.policy import UTC, Container, utc_from_local
+from audit.policy import DAY, UTC, Container, utc_from_local
 
 VERSION = "3.0.0"
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "mydb_config.py"
 
+_YEARS = range(1971, 9000)
+"""What times and time zones can be worked with."""
+_MOST_DAYS = 3660
 _SUGGESTED = 3
 _COMPARED = 100
 """How many characters of a name count for its similarity to another."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, and whose exit status is ours."""
+    """An argument parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Complain about bad usage on one line, and exit with status 3."""
         terminal.print_error(f"backup_audit: {text.one_line(message)}: see backup_audit.py --help")
         self.exit(NOT_DONE)
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Exit with this status, or with 3 if what was printed cannot be written."""
-        try:
-            terminal.print_lines(())
-        except OSError:
-            status = NOT_DONE
-        sys.exit(status)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -89,15 +84,54 @@ def _bad_usage(options: argparse.Namespace) -> str:
     return ""
 
 
-def moment(word: str, zone: tzinfo) -> datetime:
+def parse_time(word: str, zone: tzinfo) -> datetime:
     """The moment (aware UTC) that --at names; without an offset it is local time of `zone`. Raises `AuditError`."""
     try:
         found = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", word.strip()))
-        if not 1971 <= found.year <= 8999:
+        if found.year not in _YEARS:
             raise ValueError
     except ValueError:
         raise AuditError(f"--at {word} is not a time", "use ISO 8601, such as 2026-03-14T07:00") from None
     return found.astimezone(UTC) if found.tzinfo else utc_from_local(found, zone)
+
+
+def parse_period(word: str, now: datetime, zone: tzinfo) -> history.Period:
+    """The period that a number of days, a year, a quarter, a month or two dates mean, cut off at `now`.
+
+    Raises `AuditError`.
+    """
+    word = word.strip()
+    if re.fullmatch("[0-9]{1,3}", word) and int(word):
+        return history.last_days(int(word), now, zone)
+    try:
+        first, last = _dates(word)
+    except ValueError:
+        accepted = "use a number of days (999 at most), 2026, 2026-Q1, 2026-03 or 2026-03-01..2026-03-31"
+        raise AuditError(f"--history {word} is not a period", accepted) from None
+    start, end = (utc_from_local(datetime.combine(day, time()), zone) for day in (first, last + DAY))
+    if start >= end:
+        raise AuditError(f"--history {word} contains no time", "put the earlier day first")
+    if start >= now:
+        raise AuditError(f"--history {word} has not begun", "name a period that has")
+    if min(end, now) - start > _MOST_DAYS * DAY:
+        raise AuditError(f"--history {word} is too long", f"name a period of {_MOST_DAYS} days at most")
+    return history.period_of(start, min(end, now), word, now, zone)
+
+
+def _dates(word: str) -> tuple[date, date]:
+    """The first and the last day of a period. Raises `ValueError`."""
+    if dates := re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.\.([0-9]{4}-[0-9]{2}-[0-9]{2})", word):
+        first, last = date.fromisoformat(dates[1]), date.fromisoformat(dates[2])
+    elif months := re.fullmatch(r"([0-9]{4})(?:-([0-9]{2})|-[Qq]([1-4]))?", word):
+        year, month, quarter = (int(number or 0) for number in months.groups())
+        begin = month or max(3 * quarter - 2, 1)
+        end = begin if months[2] else begin + 2 if quarter else 12
+        first, last = date(year, begin, 1), date(year, end, monthrange(year, end)[1])
+    else:
+        raise ValueError
+    if first.year not in _YEARS or last.year not in _YEARS:
+        raise ValueError
+    return first, last
 
 
 # --- Whom it names ---------------------------------------------------------------------------------------

@@ -113,22 +113,22 @@ class Moment:
     """The latest stamp that counts."""
     yesterday: datetime
     """24 hours before."""
-    unseen: bool
+    hides_later: bool
     """Whether later rows are unseen, as with `--at`; else they are wrong stamps, and reported."""
 
     @classmethod
     def by_clock(cls, now: datetime) -> Moment:
         """The moment of an audit that runs now, by the server's clock."""
-        return cls(now, now + FUTURE_TOLERANCE, now - DAY, unseen=False)
+        return cls(now, now + FUTURE_TOLERANCE, now - DAY, hides_later=False)
 
     @classmethod
     def as_of(cls, now: datetime) -> Moment:
         """A moment that was asked for."""
-        return cls(now, now, now - DAY, unseen=True)
+        return cls(now, now, now - DAY, hides_later=True)
 
 
 class Run(NamedTuple):
-    """One backup run: the log rows that share `c_id` and `backup_id`."""
+    """One backup run: log rows that share `c_id` and `backup_id`, of which only one is a start."""
 
     started: datetime
     backup_id: str
@@ -243,15 +243,16 @@ class Verdict:
         return run.outcome(self.now, self.limit)
 
     @property
-    def suspicions(self) -> list[Suspicion]:
+    def suspicion(self) -> Suspicion | None:
         """What is odd about the last good backup."""
-        found, run = [], self.last_success
-        took = run.duration if run else None
-        if took is not None and self.typical is not None and self.typical >= SHORTEST_SUSPECTED:
-            found += [Suspicion.SHORT] if took * 10 < self.typical else []
-        if run and run.ended is not None and run.ended < run.started:
-            found.append(Suspicion.ENDED_BEFORE_START)
-        return found
+        run, typical = self.last_success, self.typical
+        if run is None or run.ended is None:
+            return None
+        if run.ended < run.started:
+            return Suspicion.ENDED_BEFORE_START
+        if run.duration is None or typical is None or typical < SHORTEST_SUSPECTED:
+            return None
+        return Suspicion.SHORT if run.duration * 10 < typical else None
 
 
 def newest_first(runs: Iterable[Run]) -> list[Run]:
@@ -272,11 +273,6 @@ def known_policy(text: str | None, rules: Rules) -> str | None:
     Letter case and surrounding blanks do not matter. `None` (the word) is `Never`.
     """
     return None if text is None else rules.policy_names.get(text.strip().casefold())
-
-
-def is_running(state: str | None) -> bool:
-    """Whether a container's state means that DB4Sci backs it up."""
-    return (state or "").strip().casefold() == "running"
 
 
 def due_at(policy: str, base: datetime, rules: Rules) -> datetime:
@@ -385,6 +381,6 @@ def _status(
         return Status.OK if success.said.meaning is Meaning.FINE else Status.UNSURE
     if newest is not concluded:
         return Status.RUNNING
-    if not is_running(container.state):
+    if (container.state or "").strip().casefold() != "running":
         return Status.PAUSED
     return Status.LATE if now < due + rules.grace else Status.MISSED

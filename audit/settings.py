@@ -76,7 +76,7 @@ class Textfile:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a site, checked, each where it is used."""
+    """The settings of a site, checked, in the form in which the program uses them."""
 
     connection: Connection
     textfile: Textfile
@@ -102,7 +102,7 @@ class SettingsError(Exception):
         self.textfile = textfile
 
 
-def load(path: Path) -> Settings:
+def load_settings(path: Path) -> Settings:
     """Read and check a configuration file. Raises `SettingsError` with every problem found in it."""
     return check(_execute(path), path.absolute().parent)
 

@@ -1,4 +1,4 @@
-"""Every word, age and time for people: plain sentences from verdicts, harmless to a terminal, without passwords.
+"""Words, ages and times for people: plain sentences from verdicts, harmless to a terminal, without passwords.
 
 Whatever comes from the database reaches a terminal only through this module. It decides nothing and prints nothing.
 """
@@ -13,11 +13,11 @@ from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING
 
 from audit import messages
-from audit.messages import Meaning
-from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Rules, Run, Status, Suspicion, Verdict, creation
+from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Run, Status, Suspicion, Verdict, creation
 
 if TYPE_CHECKING:  # types alone: who prints an error needs no SQLAlchemy
     from audit.auditor import Finding
+    from audit.history import Period
     from audit.log import IgnoredRows
 
 LONGEST = 4_000
@@ -152,13 +152,20 @@ def minute(moment: datetime | None, zone: tzinfo) -> str:
     return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
 
 
+def stamp(moment: datetime | None, zone: tzinfo) -> str:
+    """A moment in a column of moments, without the zone: `2026-03-13 18:07`; `-` for none."""
+    return "-" if moment is None else moment.astimezone(zone).strftime("%Y-%m-%d %H:%M")
+
+
 def iso(moment: datetime | None) -> str | None:
     """A moment for programs: ISO 8601 in UTC, ending in `Z`; None stays None."""
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
-def age(duration: timedelta) -> str:
-    """A duration in hours up to two days, then in days: `36.9 h`, `3.2 days`."""
+def age(duration: timedelta | None) -> str:
+    """A duration in hours up to two days, then in days: `36.9 h`, `3.2 days`; `-` if that is unknown."""
+    if duration is None:
+        return "-"
     return f"{_number(duration / HOUR)} h" if duration <= 2 * DAY else f"{_number(duration / DAY)} days"
 
 
@@ -178,6 +185,14 @@ def since(moment: datetime, now: datetime, zone: tzinfo) -> str:
     return f"{minute(moment, zone)} ({ago})"
 
 
+def log_begins(period: Period, zone: tzinfo) -> str:
+    """When the log begins, if that is not before a period; else nothing."""
+    begins = period.log_begins
+    if begins is None or begins <= period.start:
+        return ""
+    return f"The log begins {minute(begins, zone)}: nothing before that is known."
+
+
 def percent(ratio: float | None) -> str:
     """A ratio as `99.9 %`, rounded down: only what is whole is `100.0 %`; `-` without a ratio."""
     if ratio is None:
@@ -192,44 +207,44 @@ def _number(value: float) -> str:
 # --- Sentences about a container ------------------------------------------------------------------------
 
 
-def reason(verdict: Verdict, rules: Rules, limit: int | None = None) -> str:
+def reason(verdict: Verdict, zone: tzinfo, limit: int | None = None) -> str:
     """Why the verdict is what it is, with the figures, and what there is to restore if it is a problem.
 
     `limit` cuts what is quoted of the database; without it that is whole, and not made harmless.
     """
     if verdict.container.deleted:
-        return f"deleted; {left_to_restore(verdict, rules)}"
-    said = "; ".join(_why(verdict, rules, limit))
-    return f"{said}; {left_to_restore(verdict, rules)}" if verdict.severity else said
+        return f"deleted; {left_to_restore(verdict, zone)}"
+    said = "; ".join(_why(verdict, zone, limit))
+    return f"{said}; {left_to_restore(verdict, zone)}" if verdict.severity else said
 
 
-def _why(verdict: Verdict, rules: Rules, limit: int | None) -> Iterator[str]:
+def _why(verdict: Verdict, zone: tzinfo, limit: int | None) -> Iterator[str]:
     status, run, success = verdict.status, verdict.concluded, verdict.last_success
     if status is Status.NO_POLICY:
         yield _why_no_policy(verdict.container, limit)
     elif verdict.due is None:
         yield "backups disabled (policy Never)"
     elif status is Status.FAILED and run:
-        yield f"the run of {_since(run, verdict, rules)} failed: {_quoted(verdict.line, limit)}"
-        yield from _in_a_row(verdict, rules)
+        yield f"the run of {_since(run, verdict, zone)} failed: {_quoted(verdict.line, limit)}"
+        yield from _in_a_row(verdict, zone)
     elif status is Status.STALLED and run:
         usually = f"usually {duration(verdict.typical)}, so " if verdict.typical is not None else ""
-        yield f"the run of {_since(run, verdict, rules)} has not ended; {usually}the limit is {age(verdict.limit)}"
-        yield from _in_a_row(verdict, rules)
+        yield f"the run of {_since(run, verdict, zone)} has not ended; {usually}the limit is {age(verdict.limit)}"
+        yield from _in_a_row(verdict, zone)
     elif status is Status.UNSURE and success:
-        ended = f"the run of {_since(success, verdict, rules)} ended with an"
+        ended = f"the run of {_since(success, verdict, zone)} ended with an"
         yield f"{ended} unrecognised message: {_quoted(verdict.line, limit)}"
     elif status is Status.OK and success:
-        yield f"backed up {_since(success, verdict, rules)}, next due {minute(verdict.due, rules.zone)}"
+        yield f"backed up {_since(success, verdict, zone)}, next due {minute(verdict.due, zone)}"
     elif status is Status.NEW:
         created = creation(verdict.container, verdict.now)
-        yield f"created {since(created, verdict.now, rules.zone)}, first due {minute(verdict.due, rules.zone)}"
+        yield f"created {since(created, verdict.now, zone)}, first due {minute(verdict.due, zone)}"
     else:
         if status is Status.PAUSED:
             yield f"state is {_quoted(verdict.container.state or 'unknown', limit)}"
         if status is Status.RUNNING and verdict.last_run:
-            yield f"running since {_since(verdict.last_run, verdict, rules)}"
-        yield _overdue(verdict, verdict.due, rules)
+            yield f"running since {_since(verdict.last_run, verdict, zone)}"
+        yield _overdue(verdict, verdict.due, zone)
 
 
 def _why_no_policy(container: Container, limit: int | None) -> str:
@@ -240,14 +255,14 @@ def _why_no_policy(container: Container, limit: int | None) -> str:
     return f"unknown backup policy '{_quoted(container.policy.strip(), limit)}'"
 
 
-def _in_a_row(verdict: Verdict, rules: Rules) -> Iterator[str]:
+def _in_a_row(verdict: Verdict, zone: tzinfo) -> Iterator[str]:
     if verdict.failures > 1:
         yield f"{verdict.failures} in a row"
     if verdict.last_run and verdict.last_run is not verdict.concluded:
-        yield f"running again since {minute(verdict.last_run.started, rules.zone)}"
+        yield f"running again since {minute(verdict.last_run.started, zone)}"
 
 
-def _overdue(verdict: Verdict, due: datetime, rules: Rules) -> str:
+def _overdue(verdict: Verdict, due: datetime, zone: tzinfo) -> str:
     container = verdict.container
     if verdict.last_success or creation(container, verdict.now) > LONG_AGO:
         return f"{verdict.policy} backup overdue by {age(verdict.now - due)}"
@@ -255,24 +270,20 @@ def _overdue(verdict: Verdict, due: datetime, rules: Rules) -> str:
         return "its first run" if verdict.last_run else "never run"
     if container.created is None:
         return f"{verdict.policy} backup overdue, creation unknown"
-    created = minute(container.created, rules.zone)
+    created = minute(container.created, zone)
     return f"{verdict.policy} backup overdue, creation lies in the future ({created})"
 
 
-def left_to_restore(verdict: Verdict, rules: Rules) -> str:
+def left_to_restore(verdict: Verdict, zone: tzinfo) -> str:
     """What there is to restore: `last good backup 2026-03-12 18:07 UTC (36.9 h ago)`, or that there is none.
 
     For an unsure container that is the last backup known to be good.
     """
-    if verdict.status is Status.UNSURE:
-        if verdict.known_good is None:
-            return "no known good backup as far as the log was read"
-        return f"last known good backup {_since(verdict.known_good, verdict, rules)}"
-    run = verdict.last_success
+    run, is_unsure = verdict.restorable, verdict.status is Status.UNSURE
     if run is None:
-        return "no good backup in the log"
-    doubt = "" if run.said.meaning is Meaning.FINE else ", whose message is unrecognised"
-    return f"last good backup {_since(run, verdict, rules)}{doubt}"
+        return "no known good backup as far as the log was read" if is_unsure else "no good backup in the log"
+    doubt = "" if run is verdict.known_good else ", whose message is unrecognised"
+    return f"last {'known ' * is_unsure}good backup {_since(run, verdict, zone)}{doubt}"
 
 
 def exception(finding: Finding) -> str:
@@ -283,20 +294,22 @@ def exception(finding: Finding) -> str:
     return f"{when} {finding.exception.until} ({message(finding.exception.reason)})"
 
 
-def suspicion(suspicion: Suspicion, verdict: Verdict) -> str:
-    """What is odd about the last good backup."""
-    if suspicion is Suspicion.ENDED_BEFORE_START or verdict.last_success is None:
+def suspicion(verdict: Verdict) -> str:
+    """What is odd about the last good backup; nothing if all is well with it."""
+    if verdict.suspicion is None or verdict.last_success is None:
+        return ""
+    if verdict.suspicion is Suspicion.ENDED_BEFORE_START:
         return "the last good backup ended before it started, by its stamps: its duration is unknown"
     return f"took {duration(verdict.last_success.duration)}, typically {duration(verdict.typical)}: check the dump"
 
 
-def expiry(finding: Finding, rules: Rules) -> str:
+def expiry(finding: Finding, zone: tzinfo) -> str:
     """When the last good dump expires, or expired; nothing if nobody knows."""
     verdict = finding.verdict
     if verdict.kept_until is None or verdict.last_success is None:
         return ""
-    good = minute(verdict.last_success.started, rules.zone)
-    until = since(verdict.kept_until, verdict.now, rules.zone)
+    good = minute(verdict.last_success.started, zone)
+    until = since(verdict.kept_until, verdict.now, zone)
     if verdict.kept_until <= verdict.now:
         return f"the last good dump, of {good}, expired {until}: nothing is left to restore"
     return f"the last good dump, of {good}, expires {until}"
@@ -320,8 +333,8 @@ def ignored(rows: IgnoredRows, *reasons: str) -> Iterator[str]:
             yield f"{count(number, f'{why} log row')} ignored ({what}; {newest}): {hint}."
 
 
-def _since(run: Run, verdict: Verdict, rules: Rules) -> str:
-    return since(run.started, verdict.now, rules.zone)
+def _since(run: Run, verdict: Verdict, zone: tzinfo) -> str:
+    return since(run.started, verdict.now, zone)
 
 
 def _quoted(text: str | None, limit: int | None) -> str:

@@ -54,7 +54,7 @@ def read_only(site: Site, query_timeout: int = 60, **libpq: str) -> Iterator[sa.
 @contextmanager
 def reading(site: Site, query_timeout: int = 60, **libpq: str) -> Iterator[Session]:
     """A session as the audit has it."""
-    with read_only(site, query_timeout, **libpq) as engine, admin_db.audit_session(engine) as session:
+    with read_only(site, query_timeout, **libpq) as engine, admin_db.reading_session(engine) as session:
         yield session
 
 
@@ -195,14 +195,14 @@ def test_a_writing_session_that_raises_and_an_audit_session_leave_nothing() -> N
         admin_db.add_container(session, "wiki", {})
         raise RuntimeError
     for _ in range(2):
-        with admin_db.audit_session(engine) as session:
+        with admin_db.reading_session(engine) as session:
             assert admin_db.find(session, ContainerRow) == []
             admin_db.add_container(session, "wiki", {})
     engine.dispose()
 
 
 def test_an_error_of_the_block_is_not_hidden_by_the_loss_of_the_connection(site: Site) -> None:
-    with pytest.raises(RuntimeError), admin_db.audit_session(site.engine) as session:  # noqa: PT012
+    with pytest.raises(RuntimeError), admin_db.reading_session(site.engine) as session:  # noqa: PT012
         pid = session.scalar(sa.text("SELECT pg_backend_pid()"))
         database_of(site).execute(f"SELECT pg_terminate_backend({pid}, 10000)")
         raise RuntimeError
@@ -214,11 +214,11 @@ def test_a_read_only_engine_sees_one_snapshot_and_its_errors_show_no_values(any_
         with closing(sqlite3.connect(any_site.folder / "admin.db")) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
     with read_only(any_site) as engine:
-        with admin_db.audit_session(engine) as session:
+        with admin_db.reading_session(engine) as session:
             assert len(admin_db.read_active_containers(session)) == 1
             any_site.container("wiki")
             assert len(admin_db.read_active_containers(session)) == 1
-        with admin_db.audit_session(engine) as session:
+        with admin_db.reading_session(engine) as session:
             assert len(admin_db.read_active_containers(session)) == 2
         with pytest.raises(DBAPIError, match=r"read.?only") as caught, admin_db.writing_session(engine) as session:
             admin_db.add_container(session, SECRET, {"Info": {"DB_PASS": SECRET}})
@@ -228,11 +228,11 @@ def test_a_read_only_engine_sees_one_snapshot_and_its_errors_show_no_values(any_
 def test_a_read_only_engine_creates_no_sqlite_file_whatever_its_name(tmp_path: Path) -> None:
     url = sa.URL.create("sqlite", database=str(tmp_path / "a?mode=rwc #1%25.db"))
     engine, writer = admin_db.make_engine(url, read_only=True), admin_db.make_engine(url)
-    with pytest.raises(OperationalError, match="unable to open"), admin_db.audit_session(engine) as session:
+    with pytest.raises(OperationalError, match="unable to open"), admin_db.reading_session(engine) as session:
         admin_db.read_active_containers(session)
     assert list(tmp_path.iterdir()) == []
     admin_db.create_tables(writer)
-    with admin_db.audit_session(engine) as session:
+    with admin_db.reading_session(engine) as session:
         assert admin_db.read_active_containers(session) == []
     assert list(tmp_path.iterdir()) == [Path(str(url.database))]
     engine.dispose()
@@ -389,7 +389,7 @@ def test_whether_a_role_may_write_to_what_the_audit_reads(site: Site) -> None:
     engine = admin_db.make_engine(url, libpq={"passfile": passfile})
     grants = {"SELECT, REFERENCES ON containers, container_state, backups": False}
     grants |= {f"{privilege} ON {table}": True for privilege, table in product(WRITES, READ)}
-    with admin_db.audit_session(engine) as session:  # which commits nothing
+    with admin_db.reading_session(engine) as session:  # which commits nothing
         session.execute(sa.text("CREATE ROLE reader; GRANT ALL ON action_log TO reader"))
         for grant, expected in grants.items():
             with session.begin_nested() as savepoint:

@@ -197,7 +197,7 @@ def test_the_expiry_of_the_last_dump_is_told_for_a_month_where_the_problem_is_ac
         for policy, told in (("Daily", expiry), ("Never", 0)):
             container = replace(finding().container, policy=policy)
             verdict = judge(container, [run("10 18:07")], now, Rules(dumps_kept=1000 * DAY + left))
-            assert Finding(verdict, exception=exception).expiry == told, (left, exception)
+            assert Finding(verdict, exception=exception).expiry_severity == told, (left, exception)
 
 
 def test_without_an_active_container_the_audit_fails_unless_that_is_accepted(sqlite_site: Site) -> None:
@@ -241,9 +241,14 @@ def test_a_night_broke_off_where_the_newest_run_stalled_and_a_container_waits_th
 
 
 def test_what_has_changed_since_yesterday() -> None:
-    for before, expected in (("ok", Change.NEW), (None, Change.NEW), ("missed", None), ("late", Change.CHANGED)):
+    for before, expected in (
+        ("ok", Change.NEW_PROBLEM),
+        (None, Change.NEW_PROBLEM),
+        ("missed", None),
+        ("late", Change.CHANGED),
+    ):
         assert replace(missed(), yesterday=Status(before) if before else None).change is expected
     for before, expected in (("missed", Change.RECOVERED), ("ok", None), (None, None), ("new", Change.CHANGED)):
         assert replace(ok(), yesterday=Status(before) if before else None).change is expected
     problem, accepted = failed(), failed(more={"exception": FROZEN})
-    assert by_change([problem, accepted], Change.NEW) == [problem]
+    assert by_change([problem, accepted], Change.NEW_PROBLEM) == [problem]

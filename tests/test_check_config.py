@@ -186,9 +186,9 @@ def test_the_newest_row_by_time_and_not_by_id(sqlite_site: Site) -> None:
 
 
 def test_clocks_that_differ(ready: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = database.read_clock
+    real = database.compare_clocks
     for skew, result in ((59.9, "ok"), (-60, "WARN"), (3600, "WARN")):
-        monkeypatch.setattr(database, "read_clock", lambda session, s=skew: real(session)._replace(skew=s))
+        monkeypatch.setattr(database, "compare_clocks", lambda session, s=skew: real(session)._replace(skew=s))
         ((found, _, text),) = [step for step in checklist(ready)[1] if step[1] == "clock"]
         assert found == result
         assert result == "ok" or f"{abs(skew)} s {'ahead of' if skew > 0 else 'behind'} the server" in text

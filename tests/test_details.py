@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from audit.auditor import Finding
 from audit.policy import DAY, Container, Rules, judge
-from audit.reports.details import details
+from audit.reports.details import render
 from audit.text import Style
 from tests import findings
 from tests.builders import NOW
@@ -15,7 +15,7 @@ from tests.findings import FROZEN, RULES, SECRET, failed, finding, run, site, un
 
 
 def shown(*found: Finding, width: int = 80, rules: Rules = RULES) -> list[str]:
-    return list(details(site(*found, rules=rules), Style(width=width)))
+    return list(render(site(*found, rules=rules), Style(rules.zone, width)))
 
 
 def facts(one: Finding, rules: Rules = RULES) -> dict[str, str]:
@@ -137,7 +137,7 @@ def test_messages_are_cut_at_1000_characters() -> None:
 
 def test_colours_change_nothing_but_the_colour() -> None:
     night = site(*findings.of_every_status())
-    plain, coloured = ("\n".join(details(night, Style(width=60, colour=colour))) for colour in (False, True))
+    plain, coloured = ("\n".join(render(night, Style(width=60, colour=colour))) for colour in (False, True))
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
     verdicts = dict(re.findall(r"verdict     \x1b\[([\d;]+)m(\w+)", coloured))
     outcomes = dict(re.findall(r"(?m)\x1b\[([\d;]+)m(\w+)\x1b\[0m$", coloured))

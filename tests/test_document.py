@@ -7,8 +7,8 @@ from typing import Any
 
 from audit import text
 from audit.auditor import Finding
-from audit.policy import DAY, Container, Rules, Status, judge
-from audit.reports.document import as_json
+from audit.policy import DAY, UTC, Container, Rules, Status, judge
+from audit.reports.document import render
 from tests import findings
 from tests.builders import NOW
 from tests.findings import ENDED, ERROR, FINE, FROZEN, RULES, failed, finding, missed, run, site, unsure
@@ -22,14 +22,14 @@ RUN_KEYS = ["backup_id", "type", "started", "ended", "duration_seconds", "outcom
 
 def only(one: Finding, detailed: bool = False, rules: Rules = RULES) -> dict[str, Any]:
     """The container's part of the document on a site of this container."""
-    containers: list[dict[str, Any]] = json.loads(as_json(site(one, rules=rules), "1.2.3", detailed))["containers"]
+    containers: list[dict[str, Any]] = json.loads(render(site(one, rules=rules), "1.2.3", detailed))["containers"]
     return containers[0]
 
 
 def test_the_document_has_its_keys_in_their_order() -> None:
     found = findings.of_every_status()
     ignored = findings.ignored(future=[1], malformed=[2, 3], undated=[4, 5, 6])
-    written = as_json(site(*found, ignored=ignored), "1.2.3")
+    written = render(site(*found, ignored=ignored), "1.2.3")
     assert written.startswith('{\n  "audit": {\n    "version"'), "people look at it, too"
     report = json.loads(written)
     assert [*report, *report["audit"].items()] == [
@@ -40,7 +40,7 @@ def test_the_document_has_its_keys_in_their_order() -> None:
     ]
     for one, original in zip(report["containers"], found, strict=True):
         assert list(one) == CONTAINER_KEYS
-        assert one["reason"] == text.reason(original.verdict, RULES)
+        assert one["reason"] == text.reason(original.verdict, UTC)
         assert one["severity"] == Status(one["status"]).severity
         assert all(list(shown) == RUN_KEYS for shown in (one["last_success"], one["last_run"]) if shown)
 
@@ -77,7 +77,7 @@ def test_a_deleted_container_has_no_status() -> None:
     one = only(gone)
     assert (one["status"], one["severity"], one["status_yesterday"], one["due"]) == (None, 0, None, None)
     assert one["last_success"]["url"] == "s3://site-backups/prod/2026-03-12"
-    assert set(json.loads(as_json(site(gone), "1"))["audit"]["containers"].values()) == {0}
+    assert set(json.loads(render(site(gone), "1"))["audit"]["containers"].values()) == {0}
 
 
 def test_an_ended_exception_is_none_a_suspicion_a_note_and_an_unrecognised_message_no_error() -> None:

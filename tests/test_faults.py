@@ -91,7 +91,12 @@ def test_a_query_that_waits_ends_with_query_timeout_or_when_it_is_ended(site: Si
 def test_a_frozen_query_ends_some_seconds_after_query_timeout(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     good, waits = published(site), database.interruptible_waits
     site.config(query_timeout=1)
-    monkeypatch.setattr(database, "interruptible_waits", lambda connecting, query: waits(connecting, query - 4))
+    # 1 second instead of 5
+    monkeypatch.setattr(
+        database,
+        "interruptible_waits",
+        lambda connect_timeout, query_timeout: waits(connect_timeout, query_timeout - 4),
+    )
     frozen = []
 
     def freeze(pid: int) -> None:

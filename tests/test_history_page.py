@@ -17,7 +17,7 @@ import pytest
 from audit.history import ContainerHistory, Period, Stretch, last_days
 from audit.messages import Meaning, Said
 from audit.policy import DAY, HOUR, UTC, Status
-from audit.reports.history_page import STRETCHES_SHOWN, PageFacts, history_page
+from audit.reports.history_page import STRETCHES_SHOWN, PageFacts, render
 from audit.settings import Settings, check
 from tests.browser import Browser, running_browser
 from tests.builders import NOW, Site
@@ -41,7 +41,7 @@ def make(histories: Sequence[ContainerHistory], period: Period | int = 9, facts:
     """The page of a period, or of so many days, with the facts and the settings that are given."""
     given = {"version": "3.0", "made": MADE, "ignored": {}, **(facts or {})}
     period = last_days(period, NOW, UTC) if isinstance(period, int) else period
-    return history_page(histories, period, PageFacts(settings(**config), **given))
+    return render(histories, period, PageFacts(settings(**config), **given))
 
 
 def body(page: str) -> ElementTree.Element:

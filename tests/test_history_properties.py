@@ -37,7 +37,7 @@ class Case:
     @property
     def known(self) -> datetime:
         """From when on the log proves anything of the container; long ago, if nothing says so."""
-        created, now = self.container.created, self.period.now or self.period.end
+        created, now = self.container.created, self.period.now
         return max(created if created and created <= now else LONG_AGO, self.period.log_begins or LONG_AGO)
 
     @property

@@ -14,9 +14,7 @@ import pytest
 
 from audit.history import ContainerHistory, last_days, worst_first
 from audit.policy import DAY, HOUR, UTC
-from audit.reports.history_csv import history_csv
-from audit.reports.history_json import history_json
-from audit.reports.history_table import history_table
+from audit.reports import history_csv, history_json, history_table
 from audit.text import Style
 from tests.builders import NOW
 from tests.histories import RULES, TICK, at, bad, nights, past, run, some_site
@@ -25,11 +23,9 @@ EVIL = "evil\x1b[2J\u202e password=hunter2\n"
 NAMES = ("sales", "x" * 300, EVIL)
 
 
-def shown(
-    histories: Sequence[ContainerHistory], days: int = 9, begins: str | None = None, height: Any = None, **style: Any
-) -> list[str]:
+def shown(histories: Sequence[ContainerHistory], days: int = 9, begins: str | None = None, **style: Any) -> list[str]:
     period = replace(last_days(days, NOW, UTC), log_begins=at(begins) if begins else None)
-    return history_table(histories, period, "mydbadmin@db:32009/mydb_admin", Style(**style), height)
+    return list(history_table.render(histories, period, "mydbadmin@db:32009/mydb_admin", Style(**style)))
 
 
 # --- The table -----------------------------------------------------------------------------------------
@@ -66,16 +62,6 @@ def test_the_table_says_since_when_the_log_proves_anything() -> None:
     assert not [line for line in shown(some_site(), begins="05 07:00") if "begins" in line]
 
 
-def test_on_a_screen_that_is_too_small_the_worst_comes_last() -> None:
-    site = [*some_site(), *(past(name=f"never-{number}", policy="Never") for number in range(4))]
-    whole = shown(site)
-    assert shown(site, height=len(whole) + 1) == whole
-    crowded = shown(site, height=len(whole))
-    assert crowded[3:10] == [whole[3], *reversed(whole[4:9]), whole[3]]
-    assert "Backups disabled: scratch, never-0, never-1 and 2 more." in crowded
-    assert crowded[-1].endswith("Worst: gone (deleted).")
-
-
 def test_colours_and_ascii_say_the_same() -> None:
     lines, colours = shown(some_site()), shown(some_site(), colour=True)
     assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in colours] == lines
@@ -84,7 +70,7 @@ def test_colours_and_ascii_say_the_same() -> None:
 
 
 def test_a_long_strip_continues_in_lines_of_whole_weeks() -> None:
-    lines = shown(some_site(99), days=99, width=64, height=9)  # the worst comes last
+    lines = shown(some_site(99), days=99, width=64)
     trials, fresh = (next(n for n, line in enumerate(lines) if f" {name} " in line) for name in ("trials", "fresh"))
     assert lines[trials + 1 : trials + 4] == [
         "       2025-12-05 " + "·" * 42,
@@ -136,7 +122,7 @@ def test_the_summary_of_other_sites() -> None:
 
 def test_the_json_document() -> None:
     period, (_, trials, *_, scratch, typo) = last_days(9, NOW, UTC), some_site()
-    document = json.loads(history_json([trials, scratch, typo], period))
+    document = json.loads(history_json.render([trials, scratch, typo], period))
     assert document["history"] == {
         "from": "2026-03-05T07:00:00Z",
         "to": "2026-03-14T07:00:00Z",
@@ -161,13 +147,13 @@ def test_the_json_document() -> None:
     others = [(one["status"], one["ratio"], one["outcomes"]) for one in document["containers"][1:]]
     assert others == [("exempt", None, []), ("no_policy", None, [])]
     for begins, said in ((period.start, None), (period.start + TICK, "2026-03-05T07:00:00.000001Z"), (NOW, None)):
-        head = json.loads(history_json([], replace(period, log_begins=begins)))["history"]
+        head = json.loads(history_json.render([], replace(period, log_begins=begins)))["history"]
         assert (head["log_begins"], head["ratio"]) == (said, None), "the log begins in the period, or it is not news"
 
 
 def rows_of(*histories: ContainerHistory) -> list[list[str]]:
     """The rows of the CSV of three days, read as programs read them."""
-    text = "".join(f"{lines}\n" for lines in history_csv(iter(histories), last_days(3, NOW, UTC)))
+    text = "".join(f"{lines}\n" for lines in history_csv.render(iter(histories), last_days(3, NOW, UTC)))
     titles, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     assert titles == ["name", "c_id", "policy", "day", "outcome", "uncovered_seconds"]
     assert text.count("\n") == text.count("\r\n") == 1 + len(rows)
@@ -186,7 +172,7 @@ def test_the_csv_has_a_row_for_each_container_and_day() -> None:
     ]
     assert [row[4] for row in rows_of(past(begins="13 07:00"))] == ["before", "before", "ok", "ok"]
     end = NOW + TICK
-    *_, lines = history_csv([past(run("13 01:00"), days=1, end=end)], last_days(1, end, UTC))
+    *_, lines = history_csv.render([past(run("13 01:00"), days=1, end=end)], last_days(1, end, UTC))
     assert lines.splitlines()[-1] == "sales,7,Daily,2026-03-14,none,1", "uncovered is never rounded to covered"
 
 

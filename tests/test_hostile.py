@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from audit.auditor import BrokenNight
-from audit.reports.details import details
-from audit.reports.document import as_json
-from audit.reports.site import table
+from audit.log import NewestRun
+from audit.policy import Outcome
+from audit.reports import details
+from audit.reports import site as site_report
+from audit.reports.document import render
 from audit.text import Style
 from models import ActionLog, BackupLog, ContainerRow, ContainerState
 from tests import findings
@@ -133,15 +134,18 @@ def test_a_traceback_is_harmless(sqlite_site: Site) -> None:
 
 
 def test_every_line_of_a_report_is_harmless_and_fits_but_for_what_is_to_be_pasted() -> None:
-    night, keys = BrokenNight(BAD, NOW), (BAD, "k" * 90, "k" * 90)
+    night, keys = NewestRun(BAD, NOW, Outcome.STALLED), (BAD, "k" * 90, "k" * 90)
     broken_off = findings.site(*findings.hostile(), database=BAD, broken_night=night)
     silent = findings.site(*findings.hostile(), newest_row=None, unused_exceptions=keys)
     style = Style(width=60)
-    lines = [*table(broken_off, style, "audit"), *table(silent, style, "audit", everything=True)]
-    lines += details(silent, style)
+    lines = [
+        *site_report.render(broken_off, style, "audit"),
+        *site_report.render(silent, style, "audit", everything=True),
+    ]
+    lines += details.render(silent, style)
     to_paste = ("audit ", "success_patterns", "s3:")
     assert [line for line in lines if len(line) > 60 and not line.startswith(to_paste)] == []
     assert bad_characters("\n".join(lines)) == []
     assert findings.SECRET not in "".join(lines).replace(" ", ""), "also where a line was broken"
-    document = json.loads(as_json(silent, "1", detailed=True))
+    document = json.loads(render(silent, "1", detailed=True))
     assert findings.SECRET not in json.dumps([{**one, "name": ""} for one in document["containers"]])

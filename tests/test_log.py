@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from admin_db import LogRow
-from audit.log import ContainerLog, LogReader, clock_gap
+from audit.log import ContainerLog, RowReader, clock_gap
 from audit.messages import Patterns
 from audit.policy import HOUR, UTC, Moment, Run
 from tests.builders import NOW
@@ -32,7 +32,7 @@ def row(text: str, **more: Any) -> LogRow:
 def log_of(*rows: LogRow, moment: Moment | None = None, keeps: bool = False) -> ContainerLog:
     """What is made of rows; the early moment is 24 hours ago."""
     moment = moment or Moment.by_clock(NOW)
-    return LogReader(moment, UTC, PATTERNS, keeps).read(rows, moment.yesterday)
+    return RowReader(moment, UTC, PATTERNS, keeps).read(rows, moment.yesterday)
 
 
 def shown(runs: list[Run]) -> list[str]:

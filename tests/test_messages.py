@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.messages import TROUBLE, Meaning, Patterns, Said, judge, judge_line, kind, pattern_for
+from audit.messages import TROUBLE, Meaning, Patterns, Said, judge_line, judge_message, kind, pattern_for
 
 CUT = 100
 """How much some versions of DB4Sci keep of a message."""
@@ -161,22 +161,22 @@ def version_1(name: str, result: str = "") -> str:
 
 @pytest.mark.parametrize("message", FAILED)
 def test_a_failure_is_an_error_wherever_it_stands(message: str) -> None:
-    assert judge(message[:CUT]).meaning is Meaning.ERROR
-    assert judge(version_1("sales", message)).meaning is Meaning.ERROR
+    assert judge_message(message[:CUT]).meaning is Meaning.ERROR
+    assert judge_message(version_1("sales", message)).meaning is Meaning.ERROR
 
 
 @pytest.mark.parametrize("message", FINE)
 def test_a_good_night_is_fine_and_stays_so_wherever_it_is_cut(message: str) -> None:
     for length in range(len(message) + 1):
-        assert judge(message[:length]) == Said(Meaning.FINE, None), message[:length]
-    assert judge(version_1("sales", message)).meaning is Meaning.FINE
-    assert judge(f"{message}\nodd") == Said(Meaning.UNRECOGNISED, "odd")
+        assert judge_message(message[:length]) == Said(Meaning.FINE, None), message[:length]
+    assert judge_message(version_1("sales", message)).meaning is Meaning.FINE
+    assert judge_message(f"{message}\nodd") == Said(Meaning.UNRECOGNISED, "odd")
 
 
 @pytest.mark.parametrize("message", UNRECOGNISED)
 def test_what_nobody_knows_is_neither_fine_nor_an_error(message: str) -> None:
-    assert judge(message).meaning is Meaning.UNRECOGNISED
-    assert judge(version_1("sales", message)).meaning is Meaning.UNRECOGNISED
+    assert judge_message(message).meaning is Meaning.UNRECOGNISED
+    assert judge_message(version_1("sales", message)).meaning is Meaning.UNRECOGNISED
 
 
 def test_each_word_of_trouble_counts_where_it_stands_alone_and_not_in_a_name() -> None:
@@ -191,17 +191,17 @@ def test_each_word_of_trouble_counts_where_it_stands_alone_and_not_in_a_name() -
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_the_first_error_decides_else_the_first_unrecognised_line(end: str) -> None:
     lines = ["upload: - to s3://b/x", "Result:  odd \t", "odder", "  pg_dump: error: a", "pg_dump: error: b"]
-    assert judge(end.join(lines)) == Said(Meaning.ERROR, "pg_dump: error: a")
-    assert judge(end.join(lines[:3])) == Said(Meaning.UNRECOGNISED, "odd")
+    assert judge_message(end.join(lines)) == Said(Meaning.ERROR, "pg_dump: error: a")
+    assert judge_message(end.join(lines[:3])) == Said(Meaning.UNRECOGNISED, "odd")
     for fine in (None, "", end, f" \t{end}\x0b \u2003", lines[0]):
-        assert judge(fine) == Said(Meaning.FINE, None)
+        assert judge_message(fine) == Said(Meaning.FINE, None)
 
 
 def test_only_a_last_line_may_be_cut_off() -> None:
     for line in ("Executing Postgres dump_all globals comma", "2026-03-13T18:0", "W", "Resul", "/usr/bin/mysqld"):
-        assert judge(f"Enter password:\n{line}").meaning is Meaning.FINE
-        assert judge(f"{line}\n") == Said(Meaning.UNRECOGNISED, line)
-    assert judge("pg_dump: error").meaning is Meaning.ERROR
+        assert judge_message(f"Enter password:\n{line}").meaning is Meaning.FINE
+        assert judge_message(f"{line}\n") == Said(Meaning.UNRECOGNISED, line)
+    assert judge_message("pg_dump: error").meaning is Meaning.ERROR
 
 
 def test_a_sites_patterns_come_first_and_its_errors_before_its_successes() -> None:
@@ -214,7 +214,7 @@ def test_a_sites_patterns_come_first_and_its_errors_before_its_successes() -> No
         ("the tape failed 3 times", Meaning.FINE),
         ("the tape failed 4 times", Meaning.ERROR),
     ):
-        assert judge(f"tape 1\n{line}\ntape 2", site).meaning is meaning, line
+        assert judge_message(f"tape 1\n{line}\ntape 2", site).meaning is meaning, line
 
 
 @given(st.text(st.characters(exclude_characters="\r\n"), min_size=1))
@@ -223,7 +223,7 @@ def test_no_name_makes_a_good_night_an_error(name: str) -> None:
     stamp = "2026-03-13T18:07:31.402+0000\t"
     dump = f"{version_1(name)}Database: {name} written to: s3://b/{name}\nDump file: s3://b/{name}\n"
     message = f"{dump}{stamp}writing {name}.x to /{name}\n{stamp}done dumping {name}.x (1 document)"
-    assert judge(message).meaning is Meaning.FINE
+    assert judge_message(message).meaning is Meaning.FINE
 
 
 def test_lines_of_one_kind_differ_in_numbers_ids_and_their_own_name() -> None:
@@ -255,7 +255,7 @@ def test_the_pattern_to_paste_can_be_read(line: str, pattern: str) -> None:
 @given(st.text(max_size=120), st.sampled_from(["", "sales", "a", "7", "é"]))
 @settings(max_examples=60)
 def test_a_pasted_pattern_is_valid_python_and_makes_the_line_fine(text: str, name: str) -> None:
-    said = judge(text)
+    said = judge_message(text)
     if said.line is not None:
         pattern = ast.literal_eval(f"r'{pattern_for(said.line, name)}'")
         assert judge_line(said.line, Patterns(successes=(re.compile(pattern),))) is Meaning.FINE
@@ -271,7 +271,7 @@ def test_the_time_grows_with_the_length_of_a_message_and_not_with_its_square(uni
     def seconds(size: int) -> float:
         message = (unit * (size // len(unit) + 1))[:size] + " odd"
         started = time.process_time()
-        said = judge(message)
+        said = judge_message(message)
         if said.line is not None:
             re.search(pattern_for(said.line, "a"), kind(said.line, "a"))
         return time.process_time() - started

@@ -135,18 +135,24 @@ def test_the_line_that_decided_is_a_label_of_120_characters_at_most() -> None:
         assert labels_of(samples, "failure_info") == expected
 
 
-def test_of_two_containers_with_equal_labels_the_worse_one_is_published() -> None:
-    same = [ok("lost", c_id=None), failed("lost", c_id=None), ok("lost", c_id=None)]
-    samples = published(ok(c_id=0), failed(c_id=2), *same, missed("", c_id=None))
+def test_containers_of_one_name_have_a_series_each() -> None:
+    samples = published(ok(c_id=0), failed(c_id=2), missed("", c_id=None))
     statuses = {(one["c_id"], one["name"]): one["status"] for one in labels_of(samples, "status")}
-    assert statuses == {("0", "sales"): "ok", ("2", "sales"): "failed", ("", "lost"): "failed", ("", ""): "missed"}
-    assert samples[series("mydb_backup_containers", status="ok")] == 3
+    assert statuses == {("0", "sales"): "ok", ("2", "sales"): "failed", ("", ""): "missed"}
 
 
 def test_legacy_metrics_have_one_series_a_name() -> None:
-    later = finding("both fine", run("13 19:00", 25))
+    later = finding("both fine", run("13 19:00", 25), c_id=2)
+    names_twice = (
+        ok("both fine", c_id=1),
+        later,
+        ok("both fine", c_id=3),
+        ok("mixed", c_id=4),
+        failed("mixed", c_id=5),
+    )
     samples = published(
-        *(ok("both fine"), later, ok("both fine"), ok("mixed"), failed("mixed"), failed("null"), failed("reportdate")),
+        *names_twice,
+        *(failed("null"), failed("reportdate")),
         *of_every_status(),
         legacy=True,
     )

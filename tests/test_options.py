@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from zoneinfo import ZoneInfo
 
@@ -9,8 +10,12 @@ import pytest
 
 from audit import options
 from audit.errors import AuditError
-from audit.options import VERSION, moment, select
+from audit.options import VERSION, parse_period, parse_time, select
 from audit.policy import UTC, Container
+from tests.builders import NOW
+from tests.histories import at
+
+BERLIN = ZoneInfo("Europe/Berlin")
 
 # --- Options -------------------------------------------------------------------------------------------
 
@@ -69,12 +74,51 @@ IMPOSSIBLE = [
 
 def test_a_moment_is_local_unless_it_has_an_offset() -> None:
     for written, expected in MOMENTS.items():
-        found = moment(written, ZoneInfo("Asia/Kathmandu"))
+        found = parse_time(written, ZoneInfo("Asia/Kathmandu"))
         assert (found.isoformat(), found.tzinfo) == (expected, UTC)
     for written in IMPOSSIBLE:
         with pytest.raises(AuditError) as caught:
-            moment(written, UTC)
+            parse_time(written, UTC)
         assert str(caught.value) == f"--at {written} is not a time: use ISO 8601, such as 2026-03-14T07:00"
+
+
+# --- The period ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "days"),
+    [
+        ("1", "13 07:00", "14 07:00", 2),
+        (" 030 ", "2026-02-12 07:00", "14 07:00", 31),
+        ("2024", "2023-12-31 23:00", "2024-12-31 23:00", 366),
+        ("2025-Q4", "2025-09-30 22:00", "2025-12-31 23:00", 92),
+        ("2025-q1", "2024-12-31 23:00", "2025-03-31 22:00", 90),
+        ("2026-02", "2026-01-31 23:00", "2026-02-28 23:00", 28),
+        ("2026-03-14..2090-03-14", "13 23:00", "14 07:00", 1),
+        ("2016-03-07..2026-03-31", "2016-03-06 23:00", "14 07:00", 3660),
+    ],
+)
+def test_a_period(text: str, start: str, end: str, days: int) -> None:
+    period = parse_period(text, NOW, BERLIN)
+    assert (period.start, period.end, len(period.days), period.now) == (at(start), at(end), days, NOW)
+    assert period.label == {"1": "1 day", " 030 ": "30 days"}.get(text, text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        (("", "0", "-1", "x"), "is not a period: use a number of days (999 at most), 2026, 2026-Q1, 2026-03 or "),
+        (("1.5", "1825", "9999", "2026-Q5", "2026-13", "2026-3", "\u0663\u0660"), "is not a period"),
+        (("2026-02-01..2026-02-30", "2026-03-01..", "20260301..20260302", "2026-01-01..9999-12-31"), "is not a period"),
+        (("2026-03-12..2026-03-11", "2011-12-30..2011-12-30"), "contains no time: put the earlier day first"),
+        (("2027", "2026-03-15..2026-03-16"), "has not begun: name a period that has"),
+        (("2016-03-05..2026-03-31",), "is too long: name a period of 3660 days at most"),
+    ],
+)
+def test_a_bad_period_says_what_is_accepted(texts: Sequence[str], problem: str) -> None:
+    for text in texts:
+        with pytest.raises(AuditError, match=re.escape(f"--history {text} {problem}")):
+            parse_period(text, at("14 11:00"), ZoneInfo("Pacific/Apia"))  # midnight; it left out a day
 
 
 # --- The containers ------------------------------------------------------------------------------------

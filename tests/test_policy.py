@@ -96,16 +96,16 @@ def test_a_dump_is_kept_from_its_start_on() -> None:
 @pytest.mark.parametrize(
     ("typical", "last", "expected"),
     [
-        (60, 5.9, [Suspicion.SHORT]),
-        (60, 6, []),
-        (1, 0.05, [Suspicion.SHORT]),
-        (0.99, 0.05, []),  # of a typical duration below a minute nothing is short
-        (60, -1, [Suspicion.ENDED_BEFORE_START]),
+        (60, 5.9, Suspicion.SHORT),
+        (60, 6, None),
+        (1, 0.05, Suspicion.SHORT),
+        (0.99, 0.05, None),  # of a typical duration below a minute nothing is short
+        (60, -1, Suspicion.ENDED_BEFORE_START),
     ],
 )
-def test_suspicions_about_the_last_good_backup(typical: float, last: float, expected: list[Suspicion]) -> None:
+def test_the_suspicion_about_the_last_good_backup(typical: float, last: float, expected: Suspicion | None) -> None:
     verdict = verdict_of(*nights(*range(1, 13), minutes=typical), run("13 18:07", minutes=last))
-    assert (verdict.status, verdict.suspicions) == (Status.OK, expected)
+    assert (verdict.status, verdict.suspicion) == (Status.OK, expected)
 
 
 # --- The typical duration, and the limit ---------------------------------------------------------------
@@ -290,8 +290,8 @@ def test_a_local_time_that_occurs_twice_is_its_first_occurrence() -> None:
 
 
 def test_a_moment_that_was_asked_for_has_no_tolerance() -> None:
-    assert Moment.by_clock(NOW) == Moment(NOW, NOW + FUTURE_TOLERANCE, NOW - DAY, unseen=False)
-    assert Moment.as_of(NOW) == Moment(NOW, NOW, NOW - DAY, unseen=True)
+    assert Moment.by_clock(NOW) == Moment(NOW, NOW + FUTURE_TOLERANCE, NOW - DAY, hides_later=False)
+    assert Moment.as_of(NOW) == Moment(NOW, NOW, NOW - DAY, hides_later=True)
 
 
 # --- Time improves nothing -----------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from audit import text
-from audit.auditor import BrokenNight, Finding
-from audit.policy import DAY, HOUR, Rules, Status
-from audit.reports.site import table
+from audit.auditor import Finding
+from audit.log import NewestRun
+from audit.policy import DAY, HOUR, Outcome, Rules, Status
+from audit.reports.site import render
 from audit.text import Style
 from tests import findings
 from tests.builders import NOW
@@ -28,7 +29,8 @@ STATUSES = "|".join((*(status.value for status in Status), "expired", "expiring"
 def mail(*found: Finding, width: int = 1_000, command: str = COMMAND, **more: Any) -> list[str]:
     """The report as cron mails it, mostly a paragraph a line; `more` are fields of the audit, or for whom it is."""
     reader = {name: more.pop(name) for name in ("everything", "terminal") if name in more}
-    return list(table(findings.site(*found, **more), Style(width=width), command, **reader))
+    audit = findings.site(*found, **more)
+    return list(render(audit, Style(audit.rules.zone, width), command, **reader))
 
 
 def paragraphs(lines: Iterable[str]) -> list[tuple[str, ...]]:
@@ -121,7 +123,10 @@ def test_the_headline_names_what_has_changed_and_else_does_not_sound_like_an_all
 def test_a_silent_site_is_the_headline_and_what_it_explains_is_a_line() -> None:
     overdue = [missed("m-0"), missed("m-1"), finding("late", run("13 05:00"))]
     assert len(names(mail(*overdue, newest_row=NOW - DAY))) == 3
-    silent: dict[str, Any] = {"newest_row": at("13 06:59"), "broken_night": BrokenNight("graph", at("13 18:20"))}
+    silent: dict[str, Any] = {
+        "newest_row": at("13 06:59"),
+        "broken_night": NewestRun("graph", at("13 18:20"), Outcome.STALLED),
+    }
     lines = mail(*overdue, failed(), **silent, rules=KATHMANDU)
     since, why = " since 2026-03-13 12:44 +0545 (24 h ago)", "DB4Sci's own backup job has probably not run."
     assert lines[0] == f"The whole site logged no backup run{since}: {why}"
@@ -133,7 +138,7 @@ def test_a_silent_site_is_the_headline_and_what_it_explains_is_a_line() -> None:
 
 
 def test_a_night_that_broke_off_and_zones_that_do_not_fit_are_the_headline() -> None:
-    assert mail(missed(), broken_night=BrokenNight("graph", at("13 18:20")), rules=KATHMANDU)[0] == (
+    assert mail(missed(), broken_night=NewestRun("graph", at("13 18:20"), Outcome.STALLED), rules=KATHMANDU)[0] == (
         "DB4Sci's backup job probably stopped at graph: its run of 2026-03-14 00:05 +0545 never ended, "
         "and none has begun since."
     )
@@ -308,7 +313,7 @@ def test_a_suspicion_is_worth_a_look_and_not_a_problem() -> None:
 def test_colours_change_nothing_but_the_colour(everything: bool) -> None:
     night = findings.site(*findings.of_every_status(), newest_row=None, ignored=ignored(future=[1]))
     plain, coloured = (
-        "\n".join(table(night, Style(width=60, colour=colour), COMMAND, everything)) for colour in (False, True)
+        "\n".join(render(night, Style(width=60, colour=colour), COMMAND, everything)) for colour in (False, True)
     )
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
     assert "\x1b" not in plain

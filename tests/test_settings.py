@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from audit.policy import UTC
-from audit.settings import NAMES, Settings, SettingsError, check, load
+from audit.settings import NAMES, Settings, SettingsError, check, load_settings
 from tests.db4sci import SECRET
 
 FOLDER = Path("/srv/audit")
@@ -36,7 +36,7 @@ def refused(values: dict[str, Any]) -> SettingsError:
 def loaded(folder: Path, text: str | bytes) -> Settings:
     path = folder / "mydb_config.py"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load(path)
+    return load_settings(path)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path, f"cannot read {tmp_path} (Is a directory): name a file"),
     ):
         with pytest.raises(SettingsError) as found:
-            load(place)
+            load_settings(place)
         assert found.value.problems[0].startswith(problem)
         assert found.value.textfile is None
 

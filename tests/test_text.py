@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from audit import text
-from audit.policy import DAY, HOUR, LONG_AGO, UTC, Rules, Status
+from audit.policy import DAY, HOUR, LONG_AGO, UTC, Status
 from audit.text import mask, one_line, shorten
 from tests.builders import NOW
-from tests.findings import FROZEN, RULES, SECRET, UNKNOWN, at, failed, finding, ignored, ok, quick, run
+from tests.findings import FROZEN, SECRET, UNKNOWN, at, failed, finding, ignored, ok, quick, run
 
 # --- Harmless ------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ def test_times_are_of_the_zone_and_name_it() -> None:
     assert text.since(NOW + HOUR, NOW, UTC) == "2026-03-14 08:00 UTC (in 1 h)"
     assert text.iso(at("13 18:07").astimezone(zone)) == "2026-03-13T18:07:00Z"
     assert text.iso(None) is None
-    reason = text.reason(failed().verdict, Rules(zone=zone))
+    reason = text.reason(failed().verdict, zone)
     assert re.findall(r"[\d:]+ \+0545", reason) == ["07:45 +0545", "23:52 +0545"]
 
 
@@ -166,14 +166,14 @@ REASONS = {
 
 def test_reasons_have_the_figures_and_say_what_is_left_to_restore() -> None:
     for said, found in REASONS.items():
-        assert text.reason(found.verdict, RULES) == text.reason(found.verdict, RULES, 200) == said
+        assert text.reason(found.verdict, UTC) == text.reason(found.verdict, UTC, 200) == said
     assert {found.status for found in REASONS.values()} == {*Status, None}
 
 
 def test_the_quoted_message_is_whole_or_cut_and_always_masked() -> None:
     said = "bad password=hunTer2\x07 " + "e" * 5_000
     for one in (failed(error=said), finding("x", GOOD, policy=said), finding("x", GOOD, state=said)):
-        whole, cut = text.reason(one.verdict, RULES), text.reason(one.verdict, RULES, 200)
+        whole, cut = text.reason(one.verdict, UTC), text.reason(one.verdict, UTC, 200)
         assert f"bad password=***** {'e' * 5_000}" in whole
         assert len(cut) < 400
         assert "bad password=***** eee" in cut, "a password ends at a blank"
@@ -182,7 +182,7 @@ def test_the_quoted_message_is_whole_or_cut_and_always_masked() -> None:
 
 
 def test_nothing_is_said_of_an_exception_or_an_expiry_that_is_not_there() -> None:
-    assert text.exception(failed()) == text.expiry(failed(), RULES) == ""
+    assert text.exception(failed()) == text.expiry(failed(), UTC) == ""
 
 
 def test_what_is_odd_about_the_last_good_backup() -> None:
@@ -192,7 +192,7 @@ def test_what_is_odd_about_the_last_good_backup() -> None:
             "x", run("13 18:07", -7)
         ),
     }.items():
-        assert [text.suspicion(what, one.verdict) for what in one.verdict.suspicions] == [said]
+        assert text.suspicion(one.verdict) == said
 
 
 def test_an_unrecognised_line_becomes_a_setting_that_python_reads_and_that_finds_it() -> None:

@@ -11,7 +11,7 @@ from audit.policy import Run
 from audit.text import iso
 
 
-def as_json(audit: Audit, version: str, detailed: bool = False) -> str:
+def render(audit: Audit, version: str, detailed: bool = False) -> str:
     """The report; with `detailed` also the last runs of each container, newest first."""
     head = {
         "version": version,
@@ -38,8 +38,8 @@ def _container(finding: Finding, audit: Audit, detailed: bool) -> dict[str, Any]
         "severity": finding.severity,
         "status_yesterday": finding.yesterday.value if finding.yesterday and is_judged else None,
         "exception": _exception(finding),
-        "note": "; ".join(text.suspicion(suspicion, verdict) for suspicion in verdict.suspicions) or None,
-        "reason": text.reason(verdict, audit.rules),
+        "note": text.suspicion(verdict) or None,
+        "reason": text.reason(verdict, audit.rules.zone),
         "due": iso(verdict.due) if is_judged else None,
         "kept_until": iso(verdict.kept_until),
         "failures_in_a_row": verdict.failures,

@@ -18,7 +18,7 @@ _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """How a cell begins that a spreadsheet would compute."""
 
 
-def history_csv(histories: Iterable[ContainerHistory], period: Period) -> Iterator[str]:
+def render(histories: Iterable[ContainerHistory], period: Period) -> Iterator[str]:
     """The lines of the file, as they are printed: the titles, then each container's rows; without a schedule one
     row without a day.
 

@@ -11,7 +11,7 @@ from audit.history import ContainerHistory, Period, totals
 from audit.text import iso, mask
 
 
-def history_json(histories: Sequence[ContainerHistory], period: Period) -> str:
+def render(histories: Sequence[ContainerHistory], period: Period) -> str:
     """The document, a line a container."""
     uncovered, ratio = totals(histories)
     head = {

@@ -24,7 +24,7 @@ from audit.auditor import exception_of
 from audit.history import ContainerHistory, DayOutcome, Period, Stretch, totals, worst_first
 from audit.policy import HOUR, Container, Rules, Run, Status, Verdict
 from audit.settings import Settings
-from audit.text import age, count, duration, message, minute, percent
+from audit.text import age, count, duration, log_begins, message, minute, percent
 
 STRETCHES_SHOWN = 8
 """How many stretches of a container are listed, the longest ones; the page of a large site must stay small."""
@@ -58,7 +58,7 @@ class PageFacts:
         return self.settings.rules
 
 
-def history_page(histories: Iterable[ContainerHistory], period: Period, about: PageFacts) -> str:
+def render(histories: Iterable[ContainerHistory], period: Period, about: PageFacts) -> str:
     """A complete HTML document."""
     ordered = worst_first(histories)
     gaps = [history for history in ordered if history.uncovered]
@@ -100,10 +100,6 @@ def _row(*cells: str) -> str:
 def _group(title: str, columns: int) -> str:
     """The heading of a group of rows."""
     return f'<tr class="group"><th colspan="{columns}" scope="rowgroup">{title}</th></tr>\n'
-
-
-def _age(duration: timedelta | None) -> str:
-    return "-" if duration is None else age(duration)
 
 
 def _by_name(history: ContainerHistory) -> tuple[str, int]:
@@ -150,7 +146,7 @@ def _result(histories: list[ContainerHistory], gaps: list[ContainerHistory], per
         "judged": str(judged),
         "always_covered": str(judged - len(gaps)),
         "uncovered": age(uncovered),
-        "worst_age": _age(worst_age),
+        "worst_age": age(worst_age),
         "worst_name": f" ({_text(worst)})" if worst_age else "",
         "worst_day": f", {period.days[by_day.index(most)].date}" if most else "",
         "worst_day_count": str(most),
@@ -160,11 +156,9 @@ def _result(histories: list[ContainerHistory], gaps: list[ContainerHistory], per
 
 def _limits(histories: list[ContainerHistory], period: Period, about: PageFacts) -> dict[str, str]:
     """The numbers behind what the page does not prove."""
-    begins, kept = period.log_begins, about.rules.dumps_kept
+    kept = about.rules.dumps_kept
     return {
-        "log_begins": f"The log begins {minute(begins, about.rules.zone)}: nothing before that is known."
-        if begins is not None and begins > period.start
-        else "The log begins before the period.",
+        "log_begins": log_begins(period, about.rules.zone) or "The log begins before the period.",
         "unrecognised": count(sum(history.unrecognised for history in histories), "run"),
         "cut": count(sum(history.cut for history in histories), "run"),
         "ignored": count(sum(about.ignored.values()), "row"),
@@ -239,8 +233,8 @@ def _container(history: ContainerHistory, number: int, days: int) -> str:
         f'<a href="#c{number}">{name}</a>' if history.uncovered else name,
         percent(history.ratio),
         _strip(outcomes, days) if outcomes else _NOT_JUDGED.get(verdict.status, ""),
-        _age(history.uncovered if history.counted else None),
-        _age(history.worst_age),
+        age(history.uncovered if history.counted else None),
+        age(history.worst_age),
         duration(history.median_duration),
         _text(verdict.policy) if verdict.policy else "none",
         verdict.status.value,

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from audit.history import ContainerHistory, DayOutcome, Period, totals, worst_first
 from audit.policy import Status
-from audit.text import NAME_LENGTH, Style, age, count, first_few, minute, one_line, paint, percent, shorten, wrap
+from audit.text import NAME_LENGTH, Style, age, count, log_begins, minute, one_line, paint, percent, shorten, wrap
 
 LEAST_NAME_LENGTH = 16
 POLICY_LENGTH = 12
@@ -18,45 +18,24 @@ _SEVERITIES = {DayOutcome.OK: 0, DayOutcome.FAILED: 2, DayOutcome.NONE: 1}
 _NOT_JUDGED = {Status.EXEMPT: "Backups disabled", Status.NO_POLICY: "No valid policy, so not judged"}
 
 
-def history_table(
-    histories: Sequence[ContainerHistory],
-    period: Period,
-    database: str,
-    style: Style,
-    height: int | None = None,
-) -> list[str]:
-    """The lines of the history, worst ratio first; on a screen of a `height` that is too small for them, worst last.
+def render(histories: Sequence[ContainerHistory], period: Period, database: str, style: Style) -> Iterator[str]:
+    """The lines of the history, worst ratio first.
 
     Every strip has the same calendar; strips that are too long for this follow in lines of whole weeks.
     """
-    lines = list(_lines(histories, period, database, style, worst_last=False))
-    if height is not None and len(lines) >= height:  # the prompt takes a line as well
-        lines = list(_lines(histories, period, database, style, worst_last=True))
-    return lines
-
-
-def _lines(
-    histories: Sequence[ContainerHistory],
-    period: Period,
-    database: str,
-    style: Style,
-    worst_last: bool,
-) -> Iterator[str]:
     begin, end = minute(period.start, style.zone), minute(period.end, style.zone)
     judged = worst_first(history for history in histories if history.outcomes)
     yield from wrap(f"Backup history of {one_line(database)}, {period.label}: {begin} to {end}", style.width)
     if judged:
-        heading, *rows = _rows(judged, period, style)
-        in_order = [*reversed(rows), heading] if worst_last else rows
         yield ""
-        yield from (line for row in [heading, *in_order] for line in row)
+        yield from _rows(judged, period, style)
         yield from ("", *_legend(style))
     yield ""
-    for sentence in _sentences(histories, judged, style, period, worst_last):
+    for sentence in _sentences(histories, judged, style, period):
         yield from wrap(sentence, style.width)
 
 
-def _rows(judged: Sequence[ContainerHistory], period: Period, style: Style) -> list[list[str]]:
+def _rows(judged: Sequence[ContainerHistory], period: Period, style: Style) -> Iterator[str]:
     """The lines of the heading and of each container: its strip of days is beside it if there is room, else below."""
     rows = [("COVERED", "POLICY", "WORST AGE"), *map(_cells, judged)]
     covered, policy, oldest = (max(map(len, column)) for column in zip(*rows, strict=True))
@@ -73,14 +52,17 @@ def _rows(judged: Sequence[ContainerHistory], period: Period, style: Style) -> l
     ]
     if fits:
         strips = [scale, *(_strip(history.outcomes, style) for history in judged)]
-        return [[f"{line} {strip}".rstrip()] for line, strip in zip(lines, strips, strict=True)]
-    weeks = (_weeks(history.outcomes, period, style) for history in judged)
-    return [[lines[0]], *([line, *below] for line, below in zip(lines[1:], weeks, strict=True))]
+        yield from (f"{line} {strip}".rstrip() for line, strip in zip(lines, strips, strict=True))
+        return
+    yield lines[0]
+    for line, history in zip(lines[1:], judged, strict=True):
+        yield line
+        yield from _weeks(history.outcomes, period, style)
 
 
 def _cells(history: ContainerHistory) -> tuple[str, str, str]:
-    oldest = "-" if history.worst_age is None else age(history.worst_age)
-    return percent(history.ratio), shorten(one_line(history.verdict.policy), POLICY_LENGTH), oldest
+    policy = shorten(one_line(history.verdict.policy), POLICY_LENGTH)
+    return percent(history.ratio), policy, age(history.worst_age)
 
 
 def _name(history: ContainerHistory, length: int = NAME_LENGTH) -> str:
@@ -123,22 +105,20 @@ def _sentences(
     judged: Sequence[ContainerHistory],
     style: Style,
     period: Period,
-    worst_last: bool,
 ) -> Iterator[str]:
     """What the table means, what it comes to, and who is not in it."""
     yield (
         "A container is covered while its newest good backup is recent enough for its policy, grace included. "
         "Judged by today's policies and settings."
     )
-    if period.log_begins is not None and period.log_begins > period.start:
-        yield f"The log begins {minute(period.log_begins, style.zone)}: nothing before that is known."
+    yield from filter(None, [log_begins(period, style.zone)])
     others: dict[str, list[str]] = {}
     for history in histories:
         if not history.outcomes:
             heading = _NOT_JUDGED.get(history.verdict.status, "Deleted before this period")
             others.setdefault(heading, []).append(_name(history))
     for heading, names in others.items():
-        yield f"{heading}: {first_few(names) if worst_last else ', '.join(names)}."
+        yield f"{heading}: {', '.join(names)}."
     yield _summary(histories, judged)
 
 

@@ -45,7 +45,7 @@ class Paragraph(NamedTuple):
     """A line to paste into the configuration."""
 
 
-def table(audit: Audit, style: Style, command: str, everything: bool = False, terminal: bool = False) -> Iterator[str]:
+def render(audit: Audit, style: Style, command: str, everything: bool = False, terminal: bool = False) -> Iterator[str]:
     """The lines of the report on a site: the headline, then what needs attention, worst first.
 
     `command` is what starts the audit when it is pasted into a shell. With `everything` all containers are listed.
@@ -65,14 +65,13 @@ class _Report:
 
     @property
     def zone(self) -> tzinfo:
-        return self.audit.rules.zone
+        return self.style.zone
 
     @property
     def has_news(self) -> bool:
         """Whether there is anything that people should hear of without asking."""
         of_site = self.audit.silent or self.audit.ignored.counts[FUTURE] or self.audit.clock_gap is not None
-        of_one = (one.is_problem or one.expiry or _is_odd(one) or _has_ended(one) for one in self.audit.findings)
-        return bool(of_site) or any(of_one)
+        return bool(of_site) or any(map(_is_news, self.audit.findings))
 
     @cached_property
     def problems(self) -> list[Finding]:
@@ -88,7 +87,7 @@ class _Report:
     @cached_property
     def expiring(self) -> list[Finding]:
         """The containers whose last good dump has expired or does soon, the oldest dump first."""
-        found = [finding for finding in self.audit.findings if finding.expiry]
+        found = [finding for finding in self.audit.findings if finding.expiry_severity]
         return sorted(found, key=lambda one: (one.verdict.kept_until or one.verdict.now, one.container.name))
 
     @cached_property
@@ -106,7 +105,7 @@ class _Report:
         accepted = _sorted(one for one in findings if one.is_accepted)
         causes = list(_causes(self.listed))
         single = {cause[0].container for cause in causes if len(cause) == 1}  # these are told with their problem
-        odd = _sorted(one for one in findings if _is_odd(one) and one.container not in single)
+        odd = _sorted(one for one in findings if _is_suspicious(one) and one.container not in single)
         length = 0
         for block in (
             [*self._list(map(self._together, causes)), *self._unlisted()],
@@ -160,14 +159,14 @@ class _Report:
 
     def _changes(self) -> str:
         """What is different from 24 hours ago, and what has not changed: no news must not sound like an all-clear."""
-        new, changed = by_change(self.problems, Change.NEW), by_change(self.problems, Change.CHANGED)
+        new, changed = by_change(self.problems, Change.NEW_PROBLEM), by_change(self.problems, Change.CHANGED)
         recovered = by_change(self.audit.findings, Change.RECOVERED)
         changes = [f"{text.count(len(new), 'new problem')} ({self._names(new)})"] if new else []
         changes += [f"{len(changed)} changed ({self._names(changed)})"] if changed else []
         changes += [f"{len(recovered)} recovered ({self._names(recovered)})"] if recovered else []
         sentences = [f"Last 24 hours: {', '.join(changes)}."] if changes else []
         if self.expiring:
-            numbers = Counter(_EXPIRES[one.expiry] for one in self.expiring)
+            numbers = Counter(_EXPIRES[one.expiry_severity] for one in self.expiring)
             sentences.append(f"Last good dumps: {', '.join(f'{number} {word}' for word, number in numbers.items())}.")
         elif not self.problems:
             sentences.insert(0, f"No container needs attention{'' if self.everything else '; -v lists all'}.")
@@ -219,7 +218,7 @@ class _Report:
         return one._replace(told=one.told + advice, setting=teach)
 
     def _group(self, cause: list[Finding]) -> Paragraph:
-        names, new = [self._called(finding) for finding in cause], len(by_change(cause, Change.NEW))
+        names, new = [self._called(finding) for finding in cause], len(by_change(cause, Change.NEW_PROBLEM))
         of_them = "" if not new else ", all new" if new == len(cause) else f", {new} new"
         which = ", ".join(names) if self.everything else text.first_few(names)
         told = "; ".join((self._what(cause), *self._left(cause)))
@@ -238,35 +237,39 @@ class _Report:
         good = [(run.started, one) for one in cause if (run := one.verdict.restorable)]
         if good:
             _, oldest = min(good, key=itemgetter(0))
-            yield f"oldest {text.left_to_restore(oldest.verdict, self.audit.rules)}, of {self._called(oldest)}"
+            yield f"oldest {text.left_to_restore(oldest.verdict, self.zone)}, of {self._called(oldest)}"
         for one in [one for one in cause if not one.verdict.restorable][:1]:
-            yield f"{len(cause) - len(good)} with {text.left_to_restore(one.verdict, self.audit.rules)}"
+            yield f"{len(cause) - len(good)} with {text.left_to_restore(one.verdict, self.zone)}"
 
     def _single(self, finding: Finding) -> Paragraph:
-        mark = "NEW" if finding.is_problem and finding.change is Change.NEW else ""
+        mark = "NEW" if finding.is_problem and finding.change is Change.NEW_PROBLEM else ""
         told = "; ".join(self._told(finding))
         return Paragraph(mark, *_word(finding), f"{self._called(finding)}: {told}")
 
     def _told(self, finding: Finding) -> Iterator[str]:
-        verdict, rules = finding.verdict, self.audit.rules
+        verdict = finding.verdict
         if finding.severity:
-            yield text.reason(verdict, rules, text.MESSAGE_LENGTH)
+            yield text.reason(verdict, self.zone, text.MESSAGE_LENGTH)
         if finding.change is Change.CHANGED and finding.yesterday:
             yield f"was {finding.yesterday.value} 24 h ago"
-        for suspicion in verdict.suspicions:
-            yield text.suspicion(suspicion, verdict)
+        if verdict.suspicion:
+            yield text.suspicion(verdict)
         if finding.is_accepted:
             yield text.exception(finding)
-            if finding.severity and not finding.expiry and verdict.kept_until and verdict.kept_until <= verdict.now:
-                yield text.expiry(finding, rules)
+            if (
+                finding.severity
+                and not finding.expiry_severity
+                and verdict.kept_until
+                and verdict.kept_until <= verdict.now
+            ):
+                yield text.expiry(finding, self.zone)
 
     def _suspicion(self, finding: Finding) -> Paragraph:
-        told = "; ".join(text.suspicion(suspicion, finding.verdict) for suspicion in finding.verdict.suspicions)
-        return Paragraph("", *_word(finding), f"{self._called(finding)}: {told}")
+        return Paragraph("", *_word(finding), f"{self._called(finding)}: {text.suspicion(finding.verdict)}")
 
     def _expiry(self, finding: Finding) -> Paragraph:
-        told = f"{self._called(finding)}: {text.expiry(finding, self.audit.rules)}"
-        return Paragraph("", _EXPIRES[finding.expiry], finding.expiry, told)
+        told = f"{self._called(finding)}: {text.expiry(finding, self.zone)}"
+        return Paragraph("", _EXPIRES[finding.expiry_severity], finding.expiry_severity, told)
 
     def _unlisted(self) -> Iterator[str]:
         if self.audit.silent:
@@ -295,12 +298,9 @@ class _Report:
 
     def _cells(self, finding: Finding) -> tuple[str, ...]:
         verdict = finding.verdict
-        good = self._time(verdict.last_success.started if verdict.last_success else None)
-        due = self._time(verdict.due)[-11:]  # without the year
+        good = text.stamp(verdict.last_success.started if verdict.last_success else None, self.zone)
+        due = text.stamp(verdict.due, self.zone)[-11:]  # without the year
         return verdict.status.value, good, due, text.shorten(text.one_line(verdict.policy), 12) or "-"
-
-    def _time(self, moment: datetime | None) -> str:
-        return moment.astimezone(self.zone).strftime("%Y-%m-%d %H:%M") if moment else "-"
 
     # --- What else there is to say ---
 
@@ -308,7 +308,7 @@ class _Report:
         audit = self.audit
         notes = list(text.ignored(audit.ignored, MALFORMED, UNDATED))
         ended: dict[str, list[Finding]] = {}
-        for finding in filter(_has_ended, audit.findings):
+        for finding in filter(_exception_ended, audit.findings):
             ended.setdefault(text.exception(finding), []).append(finding)
         notes += [f"The exception of {self._names(findings)} {what}." for what, findings in ended.items()]
         if audit.unused_exceptions:
@@ -329,7 +329,7 @@ class _Report:
 
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     def key(finding: Finding) -> tuple[int, bool, int, float, str]:
-        verdict, is_old = finding.verdict, finding.change is not Change.NEW
+        verdict, is_old = finding.verdict, finding.change is not Change.NEW_PROBLEM
         due = verdict.due.timestamp() if verdict.due else 0
         return -verdict.severity, is_old, _WORST_FIRST.index(verdict.status), due, finding.container.name
 
@@ -377,9 +377,13 @@ def _nights(starts: list[datetime]) -> dict[datetime, datetime]:
     return nights
 
 
-def _is_odd(finding: Finding) -> bool:
-    return finding.status is not Status.EXEMPT and not finding.is_accepted and bool(finding.verdict.suspicions)
+def _is_news(finding: Finding) -> bool:
+    return finding.is_problem or finding.expiry_severity > 0 or _is_suspicious(finding) or _exception_ended(finding)
 
 
-def _has_ended(finding: Finding) -> bool:
+def _is_suspicious(finding: Finding) -> bool:
+    return finding.status is not Status.EXEMPT and not finding.is_accepted and finding.verdict.suspicion is not None
+
+
+def _exception_ended(finding: Finding) -> bool:
     return finding.exception is not None and not finding.is_accepted
