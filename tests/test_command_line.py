@@ -120,3 +120,16 @@ def test_what_is_left_of_a_deleted_container(sqlite_site: Site) -> None:
         assert found["last_success"]["url"] == f"s3://site-backups/{c_id}/2026030{night}-18:07:00"
         assert found["last_success"]["url"] in sqlite_site.audit(*argv).out
     assert sqlite_site.audit(*AT, "--history", "30", "gone").status == 0
+
+
+def test_a_history_that_is_longer_than_the_terminal_says_how_to_see_the_worst(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sales", "trials", "wiki"):
+        sqlite_site.container(name)
+    lines = sqlite_site.audit("--history", "9", terminal=True).out.splitlines()
+    for height, hints in ((len(lines), 1), (len(lines) + 1, 0)):
+        monkeypatch.setenv("LINES", str(height))
+        shown = sqlite_site.audit("--history", "9", terminal=True).out.splitlines()
+        assert len(shown) == len(lines) + hints
+        assert shown[-1].endswith("| less") == bool(hints)
