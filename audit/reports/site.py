@@ -40,7 +40,7 @@ class Paragraph(NamedTuple):
     mark: str
     word: str
     severity: int
-    told: str
+    sentence: str
     setting: str = ""
     """A line to paste into the configuration."""
 
@@ -177,9 +177,9 @@ class _Report:
         return " ".join(sentences)
 
     def _names(self, findings: Iterable[Finding]) -> str:
-        return text.first_few([self._called(finding) for finding in findings])
+        return text.first_few([self._name(finding) for finding in findings])
 
-    def _called(self, finding: Finding) -> str:
+    def _name(self, finding: Finding) -> str:
         """The name, with the `c_id` where what is printed of the name does not tell which container is meant."""
         name, whole = text.name(finding.container.name), finding.container.name
         return f"{name} (c_id {finding.container.c_id})" if whole in self.repeated_names or whole != name else name
@@ -204,7 +204,7 @@ class _Report:
 
     def _paragraph(self, paragraph: Paragraph) -> Iterator[str]:
         word = text.paint(f"{paragraph.word:9}", paragraph.severity, self.style)
-        yield from text.beside(f"{paragraph.mark:3} {word} ", paragraph.told, self.style.width)
+        yield from text.beside(f"{paragraph.mark:3} {word} ", paragraph.sentence, self.style.width)
         if paragraph.setting:
             yield paragraph.setting  # from the first column on, and unbroken: it is to be pasted
 
@@ -215,14 +215,14 @@ class _Report:
         teach = text.setting(line, first.container.name) if line else ""
         one = self._single(first) if len(cause) == 1 else self._group(cause)
         advice = "; if that is harmless, add its pattern to the configuration:" if teach else ""
-        return one._replace(told=one.told + advice, setting=teach)
+        return one._replace(sentence=one.sentence + advice, setting=teach)
 
     def _group(self, cause: list[Finding]) -> Paragraph:
-        names, new = [self._called(finding) for finding in cause], len(by_change(cause, Change.NEW_PROBLEM))
+        names, new = [self._name(finding) for finding in cause], len(by_change(cause, Change.NEW_PROBLEM))
         of_them = "" if not new else ", all new" if new == len(cause) else f", {new} new"
         which = ", ".join(names) if self.everything else text.first_few(names)
         told = "; ".join((self._what(cause), *self._left(cause)))
-        return Paragraph("NEW" if new else "", *_word(cause[0]), f"{len(cause)} containers{of_them} ({which}): {told}")
+        return Paragraph("NEW" if new else "", *_status(cause[0]), f"{len(cause)} containers{of_them} ({which}): {told}")
 
     def _what(self, cause: list[Finding]) -> str:
         starts = sorted(run.started for run in map(_stalled_run, cause) if run)
@@ -237,16 +237,16 @@ class _Report:
         good = [(run.started, one) for one in cause if (run := one.verdict.restorable)]
         if good:
             _, oldest = min(good, key=itemgetter(0))
-            yield f"oldest {text.left_to_restore(oldest.verdict, self.zone)}, of {self._called(oldest)}"
+            yield f"oldest {text.left_to_restore(oldest.verdict, self.zone)}, of {self._name(oldest)}"
         for one in [one for one in cause if not one.verdict.restorable][:1]:
             yield f"{len(cause) - len(good)} with {text.left_to_restore(one.verdict, self.zone)}"
 
     def _single(self, finding: Finding) -> Paragraph:
         mark = "NEW" if finding.is_problem and finding.change is Change.NEW_PROBLEM else ""
-        told = "; ".join(self._told(finding))
-        return Paragraph(mark, *_word(finding), f"{self._called(finding)}: {told}")
+        told = "; ".join(self._sentences(finding))
+        return Paragraph(mark, *_status(finding), f"{self._name(finding)}: {told}")
 
-    def _told(self, finding: Finding) -> Iterator[str]:
+    def _sentences(self, finding: Finding) -> Iterator[str]:
         verdict = finding.verdict
         if finding.severity:
             yield text.reason(verdict, self.zone, text.MESSAGE_LENGTH)
@@ -265,10 +265,10 @@ class _Report:
                 yield text.expiry(finding, self.zone)
 
     def _suspicion(self, finding: Finding) -> Paragraph:
-        return Paragraph("", *_word(finding), f"{self._called(finding)}: {text.suspicion(finding.verdict)}")
+        return Paragraph("", *_status(finding), f"{self._name(finding)}: {text.suspicion(finding.verdict)}")
 
     def _expiry(self, finding: Finding) -> Paragraph:
-        told = f"{self._called(finding)}: {text.expiry(finding, self.zone)}"
+        told = f"{self._name(finding)}: {text.expiry(finding, self.zone)}"
         return Paragraph("", _EXPIRES[finding.expiry_severity], finding.expiry_severity, told)
 
     def _unlisted(self) -> Iterator[str]:
@@ -289,7 +289,7 @@ class _Report:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         yield from self._row(titles, widths, "CONTAINER")
         for row, finding in zip(rows[1:], findings, strict=True):
-            yield from self._row(row, widths, self._called(finding), finding.severity)
+            yield from self._row(row, widths, self._name(finding), finding.severity)
 
     def _row(self, cells: Sequence[str], widths: list[int], name: str, severity: int | None = None) -> Iterator[str]:
         status, *others = map(str.ljust, cells, widths)
@@ -320,7 +320,7 @@ class _Report:
     def _next_step(self) -> Iterator[str]:
         for finding in (self.listed or self.expiring)[:1]:
             name, c_id = text.name(finding.container.name), finding.container.c_id
-            by_id = c_id and (self._called(finding) != name or name.startswith("-"))
+            by_id = c_id and (self._name(finding) != name or name.startswith("-"))
             command = f"{self.command} {c_id if by_id else shlex.quote(name)}"
             line = f"To see the last runs of one: {command}"
             # a command that is broken in two does not work when it is pasted
@@ -336,7 +336,7 @@ def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=key)
 
 
-def _word(finding: Finding) -> tuple[str, int]:
+def _status(finding: Finding) -> tuple[str, int]:
     return finding.verdict.status.value, finding.severity
 
 
