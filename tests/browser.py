@@ -82,9 +82,9 @@ class Browser:
 
 
 @contextmanager
-def running_browser(program: str, folder: Path) -> Iterator[Browser]:
+def running_browser(program: Path, folder: Path) -> Iterator[Browser]:
     """A browser that keeps its profile and its log in an empty folder."""
-    command = [*_SHELL, program, *_OPTIONS, f"--user-data-dir={folder / 'profile'}"]
+    command = [*_SHELL, str(program), *_OPTIONS, f"--user-data-dir={folder / 'profile'}"]
     with (
         (folder / "chromium.log").open("wb") as log,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0) as process,

@@ -6,6 +6,7 @@ most rows are written by `admin_db`'s own routines.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import subprocess
@@ -23,14 +24,13 @@ from sqlalchemy.orm import Session
 
 import admin_db
 from models import BackupLog, ContainerRow
-from tests.db4sci import SECRET, document
+from tests.db4sci import CREATED, SECRET, document
 from tests.postgres import Database
 
 TOP = Path(__file__).resolve().parent.parent
 """Where `backup_audit.py` stands."""
 NOW = datetime(2026, 3, 14, 7, 0, tzinfo=timezone.utc)
 """The moment of the audit where a test does not say another (`--at`); a Saturday, as in docs/rules.md."""
-CREATED = datetime(2025, 1, 15, 9, 30)
 UNSET: Final = object()
 Sample = tuple[str, frozenset[tuple[str, str]]]
 """The name of a metric and its labels."""
@@ -49,6 +49,10 @@ class Result:
     out: str
     err: str
 
+    @classmethod
+    def of(cls, process: subprocess.CompletedProcess[str]) -> Result:
+        return cls(process.returncode, process.stdout, process.stderr)
+
 
 @dataclass
 class Site:
@@ -63,6 +67,12 @@ class Site:
     zone: tzinfo = timezone.utc
     """The zone of `backups.ts`: aware datetimes are written as its local time."""
     names: dict[int, str | None] = field(default_factory=dict)
+
+    @property
+    def postgres(self) -> Database:
+        """The PostgreSQL database of a site that has one."""
+        assert self.database
+        return self.database
 
     @property
     def textfile(self) -> Path:
@@ -140,21 +150,19 @@ class Site:
         backup_id: str | None = None,
         name: Any = UNSET,
         message: str | None = "",
-        error_at_start: bool = False,
     ) -> str:
         """Log one backup run, its `start` row and, if it `ended`, its `end` row; returns the `backup_id`.
 
-        `error` goes to the last of these rows, or to the first with `error_at_start`, as version 1 has it; `message` is
-        the `err_msg` of a row without error. Naive times are those of the log.
+        `error` goes to the last of these rows; `message` is the `err_msg` of a row without error. Naive times are
+        those of the log.
         """
         times = {"start": _naive(started, self.zone)} | ({"end": _naive(ended, self.zone)} if ended else {})
         backup_id = f"{times['start']:%Y%m%d-%H:%M:%S}" if backup_id is None else backup_id
         name = self.names.get(c_id) if name is UNSET else name
-        at_fault = "start" if error_at_start else list(times)[-1]
         more = {"url": f"s3://site-backups/{c_id}/{backup_id}", "command": f"mariadb-dump -u root -p{SECRET}"}
         with self.session() as session:
             for state, ts in times.items():
-                said = error if error and state == at_fault else message
+                said = error if error and state == list(times)[-1] else message
                 admin_db.log_backup(session, c_id, name, state, backup_id, ts, backup_type=type, err_msg=said, **more)
         return backup_id
 
@@ -220,6 +228,34 @@ def parse_samples(exposition: str) -> dict[Sample, float]:
             assert key not in samples, f"{key} occurs twice"
             samples[key] = sample.value
     return samples
+
+
+def files(site: Site) -> list[str]:
+    """What lies in the folder of the textfiles, temporary files included."""
+    return sorted(path.name for path in site.textfile.parent.iterdir())
+
+
+def tree(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What lies in a folder, and what tells whether it was touched; works for files that nobody may read."""
+    found = {}
+    for path in (folder, *folder.rglob("*")):
+        about = path.lstat()
+        touched = (about.st_ino, about.st_size, about.st_mtime_ns) if path.is_file() else ()
+        found[str(path.relative_to(folder))] = (about.st_mode, *touched)
+    return found
+
+
+def unprivileged() -> dict[str, Any]:
+    """Options of a process in which permissions count for root as well."""
+    if os.geteuid() != 0:
+        return {}
+    libc = ctypes.CDLL(None)
+
+    def drop() -> None:
+        for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: in force from the exec on
+
+    return {"preexec_fn": drop}
 
 
 def _naive(when: datetime | str, zone: tzinfo) -> datetime:

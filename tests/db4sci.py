@@ -28,7 +28,7 @@ from models import ContainerState
 UTC = timezone.utc
 CREATED = datetime(2025, 1, 15, 9, 30, tzinfo=UTC)
 BUCKET = "s3://site-backups/prod"
-SECRET = "Tr0ub4dor&3"
+SECRET = "hunTer2"
 """Every password in `containers.data` and `backups.command`: it must never come out."""
 BEGINS = {1: "18:07", 2: "01:05"}
 """When the nightly job begins, by version."""

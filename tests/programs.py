@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -11,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
+import pytest
+
 PATIENCE = 30.0
-"""Seconds that a server may take to start or to stop, on the slowest machine that runs these tests."""
+"""Seconds in which anything that is to happen has happened, on the slowest machine that runs these tests."""
 
 _GUARD = 'read -r _; kill -s "$1" "$2" 2>/dev/null'
 
@@ -60,17 +63,14 @@ class Program:
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Return when `ready` says so. Raises `ProgramError` if the program ends before, or takes too long."""
-        deadline = time.monotonic() + PATIENCE
-        while not ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self._log.read_text("utf-8", "replace")[-2000:].strip()
-                raise ProgramError(f"it is not ready (status {self._process.poll()}): {said}")
-            time.sleep(0.02)
+        if not happens(lambda: self._process.poll() is not None or ready()) or self._process.poll() is not None:
+            said = self._log.read_text("utf-8", "replace")[-2000:].strip()
+            raise ProgramError(f"it is not ready (status {self._process.poll()}): {said}")
 
-    def stop(self, how: signal.Signals | None = None) -> None:
-        """Stop the program by its own signal, or by `how`, and wait for its end. Harmless if it has ended."""
+    def stop(self) -> None:
+        """Stop the program by its own signal, and wait for its end. Harmless if it has ended."""
         if self._process.poll() is None:
-            self._process.send_signal(how or self._stop_signal)
+            self._process.send_signal(self._stop_signal)
             try:
                 self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
@@ -78,6 +78,19 @@ class Program:
                 self._process.wait()
         self._guard.kill()
         self._guard.communicate()
+
+
+def happens(ready: Callable[[], object], seconds: float = PATIENCE) -> bool:
+    """Look again and again; whether it is so in time."""
+    deadline = time.monotonic() + seconds
+    while not (done := bool(ready())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return done
+
+
+def wait_until(ready: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Look again and again until it is so. Fails if it takes too long."""
+    assert happens(ready, seconds), "it does not happen"
 
 
 def free_port() -> int:
@@ -93,22 +106,35 @@ def find_program(name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def promtool_check_metrics(promtool: Path, textfile: Path) -> str:
+def require(program: str, package: str) -> Path:
+    """Where a program of a Debian package is. Skips the test where it is missing, but fails under CI."""
+    return find_program(program) or give_up(f"{program} is not installed (Debian: {package})")
+
+
+def give_up(reason: str) -> NoReturn:
+    """Skip the test, but fail under CI."""
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def promtool_check_metrics(textfile: Path) -> str:
     """What `promtool check metrics` has to say about a textfile: nothing, if all is well."""
-    command: list[str | Path] = [promtool, "check", "metrics"]
+    command: list[str | Path] = [require("promtool", "prometheus"), "check", "metrics"]
     answer = subprocess.run(command, input=textfile.read_bytes(), capture_output=True, check=False, timeout=60)
     said = (answer.stdout + answer.stderr).decode("utf-8", "replace")
     return said if said or answer.returncode == 0 else f"promtool exits {answer.returncode}"
 
 
-def scrape_textfiles(node_exporter: Path, directory: Path, log: Path) -> str:
+def scrape_textfiles(directory: Path, log: Path) -> str:
     """What a real node_exporter serves at /metrics when its textfile collector reads `directory`."""
-    with textfile_exporter(node_exporter, directory, log) as address:
+    with textfile_exporter(directory, log) as address:
         return _get(f"http://{address}/metrics").decode("utf-8")
 
 
-def textfile_exporter(node_exporter: Path, directory: Path, log: Path) -> AbstractContextManager[str]:
+def textfile_exporter(directory: Path, log: Path) -> AbstractContextManager[str]:
     """A real node_exporter whose textfile collector reads `directory`; yields its address."""
+    node_exporter = require("prometheus-node-exporter", "prometheus-node-exporter")
     collectors = ("--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={directory}")
     return web_server(log, "/", node_exporter, *collectors, "--web.disable-exporter-metrics")
 

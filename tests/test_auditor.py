@@ -13,8 +13,8 @@ from audit.auditor import Change, Finding, by_change
 from audit.policy import DAY, HOUR, Rules, Status, judge
 from audit.settings import AcceptedException
 from tests.builders import NOW, Site, series
-from tests.findings import ENDED, ERROR, FROZEN, at, failed, finding, missed, ok, run
-from tests.findings import site as audit_of
+from tests.findings import ENDED, FROZEN, audit_of, failed, finding, missed, ok
+from tests.runs import ERROR, at, run
 
 TICK, SECOND = timedelta.resolution, timedelta(seconds=1)
 
@@ -72,7 +72,8 @@ def test_a_run_at_the_edge_of_the_days_read_is_complete(sqlite_site: Site) -> No
         sqlite_site.row(c_id=end_only, state="end", backup_id="x", ts=ago(age))
         expected |= {f"{age}": ("missed", 5 * 3600), f"{age} end only": ("missed", None)}
     old = sqlite_site.container("old", "Weekly")  # an end whose start was not read
-    sqlite_site.run(old, ago(5000), ago(40), error=ERROR, error_at_start=True)
+    sqlite_site.row(c_id=old, state="start", backup_id="x", ts=ago(5000), err_msg=ERROR)  # as version 1 has it
+    sqlite_site.row(c_id=old, state="end", backup_id="x", ts=ago(40))
     *good, bad = audited(sqlite_site, history_days=0)["containers"]
     assert (bad["name"], bad["status"], bad["last_success"]) == ("old", "failed", None)
     assert {one["name"]: (one["status"], one["last_success"]["duration_seconds"]) for one in good} == expected

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from audit.policy import Status
-from tests import promtool
 from tests.builders import TOP
 from tests.promtool import (
     ANCHORS,
@@ -21,13 +20,15 @@ from tests.promtool import (
     OLD,
     RUNBOOK_URL,
     Case,
-    Find,
     Labels,
     Series,
-    audit,
+    audit_series,
     check,
-    run,
-    series,
+    container_series,
+    expect,
+    input_series,
+    promtool,
+    written,
 )
 
 TEXT = (MONITORING / "dashboard.json").read_text("utf-8")
@@ -134,14 +135,14 @@ def filtered(expr: str, **chosen: str) -> str:
     return re.sub(r"\$([a-z]+)", lambda match: values[match[1]], expr)
 
 
-def expect(title: str, ref: str, *samples: tuple[Labels, float], around: str = "{}", **chosen: str) -> Case:
+def panel_returns(title: str, ref: str, *samples: tuple[Labels, float], around: str = "{}", **chosen: str) -> Case:
     """What a panel's query returns, 15 minutes after the audit."""
-    return promtool.expect(around.format(filtered(QUERIES[title, ref], **chosen)), *samples)
+    return expect(around.format(filtered(QUERIES[title, ref], **chosen)), *samples)
 
 
-def container(key: Labels, status: str, owner: str = "bo", engine: str = "Postgres") -> list[Series]:
+def typical_container(key: Labels, status: str, owner: str = "bo", engine: str = "Postgres") -> list[Series]:
     """A container with its last success a day before the audit; the dump is kept for three more."""
-    found = promtool.container(
+    found = container_series(
         key,
         status,
         owner,
@@ -153,7 +154,7 @@ def container(key: Labels, status: str, owner: str = "bo", engine: str = "Postgr
         last_duration_seconds=30,
         typical_duration_seconds=60,
     )
-    return found + (series(key | {"error": "disk full"}, failure_info=1) if status == "failed" else [])
+    return found + (input_series(key | {"error": "disk full"}, failure_info=1) if status == "failed" else [])
 
 
 AGE = 900
@@ -162,22 +163,22 @@ SOUTH = HOST | {"site": "south"}
 SALES, WIKI = HOST | {"name": "sales", "c_id": "1"}, HOST | {"name": "wiki", "c_id": "2"}
 LATE = SOUTH | {"name": "sales", "c_id": "1"}
 DESCRIBED = SALES | {"engine": "Postgres", "policy": "Daily", "owner": "genomics"}
-CONTAINERS = [*container(SALES, "failed", "genomics"), *container(WIKI, "ok", engine="MariaDB")]
-NORTH = [*audit(HOST, 2), *CONTAINERS]
-TWO_SITES = [*NORTH, *audit(SOUTH, 1), *container(LATE, "late", "clinic")]
+CONTAINERS = [*typical_container(SALES, "failed", "genomics"), *typical_container(WIKI, "ok", engine="MariaDB")]
+NORTH = [*audit_series(HOST, 2), *CONTAINERS]
+TWO_SITES = [*NORTH, *audit_series(SOUTH, 1), *typical_container(LATE, "late", "clinic")]
 PROBLEMS, DUMPS, ALL = "Containers that need attention", "Last good dumps that expire", "All containers"
 
 
 def figures(*values: float, **chosen: str) -> list[Case]:
     """What is counted as critical, warning, accepted and fine."""
-    return [expect("Containers", ref, ({}, value), **chosen) for ref, value in zip("ABCD", values, strict=True)]
+    return [panel_returns("Containers", ref, ({}, value), **chosen) for ref, value in zip("ABCD", values, strict=True)]
 
 
-def test_the_rules_behind_it(require_program: Find) -> None:
-    run(require_program("promtool"), "test", "rules", MONITORING / "dashboard_test.yml")
+def test_the_rules_behind_it() -> None:
+    promtool("test", "rules", MONITORING / "dashboard_test.yml")
 
 
-def test_figures_count_what_the_filters_select(require_program: Find, tmp_path: Path) -> None:
+def test_figures_count_what_the_filters_select(tmp_path: Path) -> None:
     found = [
         *figures(1, 1, 0, 1),
         *figures(0, 0, 0, 1, engine="MariaDB"),
@@ -185,83 +186,83 @@ def test_figures_count_what_the_filters_select(require_program: Find, tmp_path: 
         *figures(0, 1, 0, 0, site="south"),
         *figures(-1, -1, -1, -1, policy="Weekly"),
         *figures(-1, -1, -1, -1, job="again"),
-        expect("Audit", "A", ({}, AGE)),
-        expect("Audit", "B", ({}, 1)),
-        expect("Containers by status", "A", *(({"status": each}, 1) for each in ("failed", "ok", "late"))),
+        panel_returns("Audit", "A", ({}, AGE)),
+        panel_returns("Audit", "B", ({}, 1)),
+        panel_returns("Containers by status", "A", *(({"status": each}, 1) for each in ("failed", "ok", "late"))),
     ]
-    check(require_program, tmp_path, (TWO_SITES, found))
+    check(tmp_path, (TWO_SITES, found))
 
 
-def test_without_a_current_audit_nothing_is_known(require_program: Find, tmp_path: Path) -> None:
+def test_without_a_current_audit_nothing_is_known(tmp_path: Path) -> None:
     lost = {"series": 'mydb_backup_audit_timestamp_seconds{job="node", instance="lost"}', "values": "-1 stale"}
     blind = [
         CONTAINERS,
-        [*audit(HOST, 2, OLD), *CONTAINERS],
-        [*audit(HOST, 2, success=0), *CONTAINERS],
-        [*NORTH, *audit(SOUTH, 1, OLD)],
+        [*audit_series(HOST, 2, OLD), *CONTAINERS],
+        [*audit_series(HOST, 2, success=0), *CONTAINERS],
+        [*NORTH, *audit_series(SOUTH, 1, OLD)],
         [*NORTH, lost],
     ]
-    unknown = [*figures(-1, -1, -1, -1), expect(PROBLEMS, "A", ({}, 1), around="count(({}) == 4)")]
+    unknown = [*figures(-1, -1, -1, -1), panel_returns(PROBLEMS, "A", ({}, 1), around="count(({}) == 4)")]
     row = HOST | {"name": "(the audit itself)", "status": "unknown"}
-    hidden = [expect(*place) for place in QUERIES if place[0] in (DUMPS, ALL, "Containers by status")]
-    stopped = [expect(PROBLEMS, "A", (row, 4)), *hidden]
-    age = [expect("Audit", "A", ({}, AGE + 1))]
-    check(require_program, tmp_path, *((site, unknown) for site in blind), (blind[1], stopped), (blind[-1], age))
+    hidden = [panel_returns(*place) for place in QUERIES if place[0] in (DUMPS, ALL, "Containers by status")]
+    stopped = [panel_returns(PROBLEMS, "A", (row, 4)), *hidden]
+    age = [panel_returns("Audit", "A", ({}, AGE + 1))]
+    check(tmp_path, *((site, unknown) for site in blind), (blind[1], stopped), (blind[-1], age))
 
 
-def test_problems_are_shown_and_not_what_is_fine(require_program: Find, tmp_path: Path) -> None:
+def test_problems_are_shown_and_not_what_is_fine(tmp_path: Path) -> None:
     ends = ((LATE, DAY), (SALES, -1), (WIKI, DAY))
-    exceptions = [one for key, until in ends for one in series(key, exception_until_timestamp_seconds=until)]
+    exceptions = [one for key, until in ends for one in input_series(key, exception_until_timestamp_seconds=until)]
     found = [
         *figures(1, 0, 1, 1),
-        expect(PROBLEMS, "A", (DESCRIBED | {"status": "failed"}, 3), owner="genomics"),
-        expect(PROBLEMS, "B", (SALES, -DAY * 1000), (LATE, -DAY * 1000)),
-        expect(PROBLEMS, "C", (SALES | {"error": "disk full"}, 1)),
-        expect(PROBLEMS, "D", (LATE, 3600 + AGE)),
-        expect(PROBLEMS, "E", (SALES, 3 * DAY * 1000), (LATE, 3 * DAY * 1000)),
-        expect(PROBLEMS, "F", (LATE, DAY * 1000)),
-        expect("Status over 30 days", "A", (SALES, 9), (LATE, 5), around="0 + ({})"),
-        expect(DUMPS, "A", (DESCRIBED | {"status": "dump_expires"}, 0), owner="genomics"),
-        expect(DUMPS, "B", (SALES, 3 * DAY * 1000), (LATE, 3 * DAY * 1000)),
-        expect(ALL, "C", (SALES, 0.5), (LATE, 0.5), (WIKI, 1)),
-        expect(ALL, "F", (WIKI, 0.5), engine="MariaDB"),
+        panel_returns(PROBLEMS, "A", (DESCRIBED | {"status": "failed"}, 3), owner="genomics"),
+        panel_returns(PROBLEMS, "B", (SALES, -DAY * 1000), (LATE, -DAY * 1000)),
+        panel_returns(PROBLEMS, "C", (SALES | {"error": "disk full"}, 1)),
+        panel_returns(PROBLEMS, "D", (LATE, 3600 + AGE)),
+        panel_returns(PROBLEMS, "E", (SALES, 3 * DAY * 1000), (LATE, 3 * DAY * 1000)),
+        panel_returns(PROBLEMS, "F", (LATE, DAY * 1000)),
+        panel_returns("Status over 30 days", "A", (SALES, 9), (LATE, 5), around="0 + ({})"),
+        panel_returns(DUMPS, "A", (DESCRIBED | {"status": "dump_expires"}, 0), owner="genomics"),
+        panel_returns(DUMPS, "B", (SALES, 3 * DAY * 1000), (LATE, 3 * DAY * 1000)),
+        panel_returns(ALL, "C", (SALES, 0.5), (LATE, 0.5), (WIKI, 1)),
+        panel_returns(ALL, "F", (WIKI, 0.5), engine="MariaDB"),
     ]
-    check(require_program, tmp_path, ([*TWO_SITES, *exceptions], found))
+    check(tmp_path, ([*TWO_SITES, *exceptions], found))
 
 
-def test_answers_for_a_table_have_no_metric_name(require_program: Find, tmp_path: Path) -> None:
+def test_answers_for_a_table_have_no_metric_name(tmp_path: Path) -> None:
     """Grafana merges them into rows where their labels agree; the name would keep them apart."""
     books = SOUTH | {"name": "books", "c_id": "3"}
-    paused = [*container(books, "paused"), *series(books, exception_until_timestamp_seconds=DAY)]
+    paused = [*typical_container(books, "paused"), *input_series(books, exception_until_timestamp_seconds=DAY)]
     nameless = "group by (__name__) ({})"
-    found = [expect(*place, ({}, 1), around=nameless) for place in QUERIES if place[0] in TABLES]
-    check(require_program, tmp_path, ([*NORTH, *audit(SOUTH, 2), *container(LATE, "late"), *paused], found))
+    found = [panel_returns(*place, ({}, 1), around=nameless) for place in QUERIES if place[0] in TABLES]
+    check(tmp_path, ([*NORTH, *audit_series(SOUTH, 2), *typical_container(LATE, "late"), *paused], found))
 
 
-def test_a_line_a_site(require_program: Find, tmp_path: Path) -> None:
+def test_a_line_a_site(tmp_path: Path) -> None:
     east = HOST | {"site": "east"}
     found = [
-        expect("Sites", "A", (HOST, 3), (SOUTH, 2), (east, 4)),
-        expect("Sites", "A", (HOST, 0), (east, 4), engine="MariaDB"),
-        expect("Sites", "B", (HOST, 1)),
-        expect("Sites", "C", (SOUTH, 1)),
-        expect("Sites", "D", (HOST, 0.75), (SOUTH, 0.5)),
-        expect("Sites", "E", (HOST, AGE), (SOUTH, AGE), (east, OLD + AGE)),
-        expect("Sites", "G", (SOUTH, 3600 + AGE), site="south"),
-        expect("Sites", "H", (HOST, 2), (SOUTH, 2), (east, 2)),
-        expect("Sites", "J", (SOUTH | {"version": "3"}, 1), site="south"),
+        panel_returns("Sites", "A", (HOST, 3), (SOUTH, 2), (east, 4)),
+        panel_returns("Sites", "A", (HOST, 0), (east, 4), engine="MariaDB"),
+        panel_returns("Sites", "B", (HOST, 1)),
+        panel_returns("Sites", "C", (SOUTH, 1)),
+        panel_returns("Sites", "D", (HOST, 0.75), (SOUTH, 0.5)),
+        panel_returns("Sites", "E", (HOST, AGE), (SOUTH, AGE), (east, OLD + AGE)),
+        panel_returns("Sites", "G", (SOUTH, 3600 + AGE), site="south"),
+        panel_returns("Sites", "H", (HOST, 2), (SOUTH, 2), (east, 2)),
+        panel_returns("Sites", "J", (SOUTH | {"version": "3"}, 1), site="south"),
     ]
-    check(require_program, tmp_path, ([*TWO_SITES, *audit(east, 1, OLD)], found))
+    check(tmp_path, ([*TWO_SITES, *audit_series(east, 1, OLD)], found))
 
 
-def test_the_past_of_what_is_a_problem_now(require_program: Find, tmp_path: Path) -> None:
+def test_the_past_of_what_is_a_problem_now(tmp_path: Path) -> None:
     """A query over a range of time, as a subquery; the end of the range is what `@ end()` means in both."""
     inputs = []
     for key, levels, numbers in ((SALES, "0 3", "8 9"), (WIKI, "3 0", "10 10")):
-        inputs += [{"series": f"mydb_backup:attention:level{promtool.written(key)}", "values": levels}]
-        inputs += [{"series": f"mydb_backup:status:number{promtool.written(key)}", "values": numbers}]
+        inputs += [{"series": f"mydb_backup:attention:level{written(key)}", "values": levels}]
+        inputs += [{"series": f"mydb_backup:status:number{written(key)}", "values": numbers}]
     found = [
-        expect("Status over 30 days", "A", (SALES, value), around=f"{function}_over_time(({{}})[15m:15m])")
+        panel_returns("Status over 30 days", "A", (SALES, value), around=f"{function}_over_time(({{}})[15m:15m])")
         for function, value in (("count", 2), ("min", 8), ("max", 9))
     ]
-    check(require_program, tmp_path, (inputs, found))
+    check(tmp_path, (inputs, found))

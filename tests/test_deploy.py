@@ -14,7 +14,7 @@ import pytest
 
 import backup_audit
 from tests.builders import TOP, Result, Site
-from tests.failures import as_result
+from tests.programs import require
 
 DEPLOY = TOP / "deploy"
 PROGRAM = "/opt/backup_audit/backup_audit.py"
@@ -33,7 +33,7 @@ def run_as_cron(line: str, program: str) -> Result:
     assert (int(minute) < 60, int(hour) < 24, every, user) == (True, True, ["*", "*", "*"], "backup_audit")
     words = ["/bin/sh", "-c", command.replace(PROGRAM, program)]
     environment = {"HOME": "/", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "LOGNAME": "backup_audit"}
-    return as_result(subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", check=False))
+    return Result.of(subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", check=False))
 
 
 def test_cron_mails_nothing_but_problems(sqlite_site: Site) -> None:
@@ -46,9 +46,9 @@ def test_cron_mails_nothing_but_problems(sqlite_site: Site) -> None:
     assert (mail.status, "no_policy Übung: " in " ".join(mail.out.split()), mail.err) == (2, True, "")
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_the_dead_mans_switch_reports_a_failure_only_if_the_audit_was_not_done(tmp_path: Path) -> None:
     """A file in the place of the service: its text is what the service answers, and curl complains of any other."""
+    require("curl", "curl")
     line = DEAD_MANS_SWITCH.replace("https://ping.example.org/UUID", f"file://{tmp_path}")
     for status, ping in ((0, "0"), (2, "0"), (3, "3"), (127, "127")):
         answer = tmp_path / ping

@@ -11,11 +11,13 @@ from audit.reports.details import render
 from audit.text import Style
 from tests import findings
 from tests.builders import NOW
-from tests.findings import FROZEN, RULES, SECRET, failed, finding, run, site, unsure
+from tests.db4sci import SECRET
+from tests.findings import FROZEN, audit_of, failed, finding, unsure
+from tests.runs import ERROR, RULES, bad, doubtful, run, unfinished
 
 
 def shown(*found: Finding, width: int = 80, rules: Rules = RULES) -> list[str]:
-    return list(render(site(*found, rules=rules), Style(rules.zone, width)))
+    return list(render(audit_of(*found, rules=rules), Style(rules.zone, width)))
 
 
 def facts(one: Finding, rules: Rules = RULES) -> dict[str, str]:
@@ -26,9 +28,9 @@ def facts(one: Finding, rules: Rules = RULES) -> dict[str, str]:
 
 def test_the_details_of_a_container_begin_with_what_a_restore_needs() -> None:
     rules = Rules(zone=ZoneInfo("Asia/Kathmandu"), dumps_kept=180 * DAY)
-    error = f"{findings.ERROR}\nmore"
-    runs = (run("12 18:07", 94), run("13 18:07", 190, error, type="By hand, now"), run("14 06:50", None))
-    end_only = run("11 18:07", 0, unknown="wrote 5 of 5", start_logged=False, type="")
+    error = f"{ERROR}\nmore"
+    runs = (run("12 18:07", 94), bad("13 18:07", error, 190, type="By hand, now"), unfinished("14 06:50"))
+    end_only = doubtful("11 18:07", "wrote 5 of 5", 0, start_logged=False, type="")
     more = {"exception": FROZEN, "ignored": findings.ignored(malformed=[3])}
     assert shown(finding("sales", end_only, *runs, more=more, rules=rules), width=60, rules=rules) == [
         "sales (c_id 7)",
@@ -136,7 +138,7 @@ def test_messages_are_cut_at_1000_characters() -> None:
 
 
 def test_colours_change_nothing_but_the_colour() -> None:
-    night = site(*findings.of_every_status())
+    night = audit_of(*findings.of_every_status())
     plain, coloured = ("\n".join(render(night, Style(width=60, colour=colour))) for colour in (False, True))
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
     verdicts = dict(re.findall(r"verdict     \x1b\[([\d;]+)m(\w+)", coloured))

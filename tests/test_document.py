@@ -11,7 +11,8 @@ from audit.policy import DAY, UTC, Container, Rules, Status, judge
 from audit.reports.document import render
 from tests import findings
 from tests.builders import NOW
-from tests.findings import ENDED, ERROR, FINE, FROZEN, RULES, failed, finding, missed, run, site, unsure
+from tests.findings import ENDED, FROZEN, audit_of, failed, finding, missed, unsure
+from tests.runs import ERROR, FINE, RULES, bad, run, unfinished
 
 CONTAINER_KEYS = [
     *("name", "c_id", "policy", "engine", "state", "owner", "contact", "status", "severity", "status_yesterday"),
@@ -22,14 +23,14 @@ RUN_KEYS = ["backup_id", "type", "started", "ended", "duration_seconds", "outcom
 
 def only(one: Finding, detailed: bool = False, rules: Rules = RULES) -> dict[str, Any]:
     """The container's part of the document on a site of this container."""
-    containers: list[dict[str, Any]] = json.loads(render(site(one, rules=rules), "1.2.3", detailed))["containers"]
+    containers: list[dict[str, Any]] = json.loads(render(audit_of(one, rules=rules), "1.2.3", detailed))["containers"]
     return containers[0]
 
 
 def test_the_document_has_its_keys_in_their_order() -> None:
     found = findings.of_every_status()
     ignored = findings.ignored(future=[1], malformed=[2, 3], undated=[4, 5, 6])
-    written = render(site(*found, ignored=ignored), "1.2.3")
+    written = render(audit_of(*found, ignored=ignored), "1.2.3")
     assert written.startswith('{\n  "audit": {\n    "version"'), "people look at it, too"
     report = json.loads(written)
     assert [*report, *report["audit"].items()] == [
@@ -47,7 +48,7 @@ def test_the_document_has_its_keys_in_their_order() -> None:
 
 def test_the_values_of_a_container() -> None:
     rules = Rules(dumps_kept=30 * DAY)
-    runs = run("12 18:07"), run("13 18:07", None), run("14 02:00:00.000005", error=ERROR)
+    runs = run("12 18:07"), unfinished("13 18:07"), bad("14 02:00:00.000005")
     one = only(finding("sales", *runs, policy=" daily ", more={"exception": FROZEN}, rules=rules), rules=rules)
     assert one.pop("reason").startswith("the run of 2026-03-14 02:00 UTC (5 h ago) failed: pg_dump: error: query")
     assert list(one.pop("last_success").values()) == [
@@ -68,7 +69,7 @@ def test_unknown_values_are_null() -> None:
     one = only(Finding(judge(Container(None, "lost", state=None, has_metadata=False), [], NOW, RULES)))
     known = {"name": "lost", "policy": "", "status": "no_policy", "severity": 2, "failures_in_a_row": 0}
     assert one == dict.fromkeys(CONTAINER_KEYS) | known | {"reason": one["reason"]}
-    running = only(finding("sales", run("14 06:50", None, message="")))["last_run"]
+    running = only(finding("sales", unfinished("14 06:50", message="")))["last_run"]
     assert [key for key in running if running[key] is None] == ["ended", "duration_seconds", "error", "message", "url"]
 
 
@@ -77,7 +78,7 @@ def test_a_deleted_container_has_no_status() -> None:
     one = only(gone)
     assert (one["status"], one["severity"], one["status_yesterday"], one["due"]) == (None, 0, None, None)
     assert one["last_success"]["url"] == "s3://site-backups/prod/2026-03-12"
-    assert set(json.loads(render(site(gone), "1"))["audit"]["containers"].values()) == {0}
+    assert set(json.loads(render(audit_of(gone), "1"))["audit"]["containers"].values()) == {0}
 
 
 def test_an_ended_exception_is_none_a_suspicion_a_note_and_an_unrecognised_message_no_error() -> None:
@@ -96,7 +97,7 @@ def test_the_details_have_the_last_ten_runs_newest_first() -> None:
 
 def test_texts_are_whole() -> None:
     error = f"pg_dump: error: {'e' * 5_000}"
-    one = only(finding("n" * 500, run("14 02:00", error=error)._replace(message=f"{FINE}\n{error}\nmore")))
+    one = only(finding("n" * 500, bad("14 02:00", error)._replace(message=f"{FINE}\n{error}\nmore")))
     assert (one["name"], one["last_run"]["message"]) == ("n" * 500, f"{FINE}\n{error}\nmore")
     assert one["last_run"]["error"] == error
     assert f"failed: {error}; no good backup" in one["reason"]

@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,13 +22,11 @@ import pytest
 import yaml
 
 from tests.builders import TOP, Site, parse_samples
-from tests.programs import ask, scrape_textfiles, textfile_exporter, web_server
+from tests.programs import ask, happens, require, scrape_textfiles, textfile_exporter, web_server
 
 pytestmark = pytest.mark.slow
 
 MONITORING = TOP / "monitoring"
-PATIENCE = 30.0
-"""Seconds in which anything that is to happen has happened."""
 
 Alert = tuple[str, ...]
 """What an alert is called, the site, the container and its status."""
@@ -148,24 +146,17 @@ def server(program: Path, folder: Path, config: Any, storage: str, *options: str
     return web_server(folder / f"{program.name}.log", "/-/ready", program, *options)
 
 
-def wait_for(ready: Callable[[], bool]) -> None:
-    """Look again and again. If it takes too long, what is asserted afterwards tells what is missing."""
-    deadline = time.monotonic() + PATIENCE
-    while not ready() and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
 # --- The test ----------------------------------------------------------------------------------------------
 
 
-def test_from_the_log_to_a_mail(sqlite_site: Site, require_program: Callable[[str], Path]) -> None:
-    names = ("prometheus-node-exporter", "prometheus", "prometheus-alertmanager")
-    programs, folder, textfiles = [require_program(name) for name in names], sqlite_site.folder, sqlite_site.textfile
+def test_from_the_log_to_a_mail(sqlite_site: Site) -> None:
+    prometheus, alertmanager = (require(name, name) for name in ("prometheus", "prometheus-alertmanager"))
+    folder, textfiles = sqlite_site.folder, sqlite_site.textfile
     received: list[Mail] = []
 
     def mails(number: int) -> Counter[Mail]:
         """The mails since the last call: wait for so many, and whether there are more."""
-        wait_for(lambda: len(received) >= number)
+        happens(lambda: len(received) >= number)
         time.sleep(1.5)
         found, received[:] = Counter(received), []
         return found
@@ -179,16 +170,16 @@ def test_from_the_log_to_a_mail(sqlite_site: Site, require_program: Callable[[st
     for name in ("north", "south"):
         audit(sqlite_site, name, 2)
     samples = [parse_samples(file.read_text("utf-8")) for file in textfiles.parent.iterdir()]
-    served = parse_samples(scrape_textfiles(programs[0], textfiles.parent, folder / "exporter.log"))
+    served = parse_samples(scrape_textfiles(textfiles.parent, folder / "exporter.log"))
     assert sum(map(len, samples)) == sum(metric.startswith("mydb_") for metric, _ in served), "no series is lost"
     with (
         mailbox(received) as box,
-        textfile_exporter(programs[0], textfiles.parent, folder / "exporter.log") as exporter,
-        server(programs[2], folder, alertmanager_config(box), "--storage.path", "--cluster.listen-address=") as teller,
-        server(programs[1], folder, prometheus_config(exporter, teller), "--storage.tsdb.path") as watcher,
+        textfile_exporter(textfiles.parent, folder / "exporter.log") as exporter,
+        server(alertmanager, folder, alertmanager_config(box), "--storage.path", "--cluster.listen-address=") as teller,
+        server(prometheus, folder, prometheus_config(exporter, teller), "--storage.tsdb.path") as watcher,
     ):
         north, south = expected("north"), expected("south")
-        wait_for(lambda: firing().keys() == north | south)
+        happens(lambda: firing().keys() == north | south)
         assert firing().keys() == north | south
         assert_texts(firing())
         # one mail an audit for the team; owners hear what is critical about their own containers, of both sites at once
@@ -199,7 +190,7 @@ def test_from_the_log_to_a_mail(sqlite_site: Site, require_program: Callable[[st
 
         audit(sqlite_site, "north", 3, database_url="sqlite:////nowhere/admin.db")
         failed = ("MyDBBackupAuditFailed", "north", "", "")
-        wait_for(lambda: failed in firing())
+        happens(lambda: failed in firing())
         alone = Mail("backup-team", "firing", frozenset({failed}))
         assert mails(1) == Counter([alone]), "nobody hears that all is well"
         assert firing().keys() == north | south | {failed}

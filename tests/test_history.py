@@ -16,7 +16,8 @@ from sqlalchemy import Engine, event
 from audit.history import ContainerHistory, last_days, look_back
 from audit.policy import DAY, HOUR, UTC, Container, Run
 from tests.builders import NOW, Site
-from tests.histories import MINUTE, NOTHING, RULES, TICK, UNKNOWN, at, bad, nights, past, run
+from tests.histories import LENIENT, NOTHING, past
+from tests.runs import MINUTE, TICK, at, bad, doubtful, nights, run, unfinished
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -43,7 +44,7 @@ def spans(history: ContainerHistory) -> list[tuple[datetime, datetime]]:
     ],
 )
 def test_covered_is_up_to_due_and_grace(policy: str, base: str, zone: Any, lapse: str) -> None:
-    given: dict[str, Any] = {"policy": policy, "rules": replace(RULES, zone=zone)}
+    given: dict[str, Any] = {"policy": policy, "rules": replace(LENIENT, zone=zone)}
     for runs, facts in (([run(base)], given), ([], {**given, "created": at(base)})):
         last, late = (past(*runs, end=end, **facts) for end in (at(lapse), at(lapse) + TICK))
         assert at(lapse) not in [end for _, end in spans(last)]
@@ -54,14 +55,14 @@ def test_covered_is_up_to_due_and_grace(policy: str, base: str, zone: Any, lapse
 @pytest.mark.parametrize(
     ("runs", "uncovered"),
     [
-        pytest.param([run("13 18:07", "14 05:00")], [("13 07:00", "14 05:00")], id="a run counts from its end"),
+        pytest.param([run("13 18:07", ended="14 05:00")], [("13 07:00", "14 05:00")], id="a run counts from its end"),
         pytest.param([bad("13 05:00")], [("13 07:00", "14 07:00")], id="a failed run never counts"),
         pytest.param([run("13 05:00", start_logged=False)], [], id="an end without a start is a run"),
-        pytest.param([run("13 09:00", "13 05:00")], [("13 07:00", "13 09:00")], id="no base lies in the future"),
-        pytest.param([run("12 06:00", "13 08:00")], [("13 07:00", "13 08:00"), ("13 12:00", "14 07:00")], id="age"),
-        pytest.param([run("12 02:00", "13 08:00")], [("13 07:00", "14 07:00")], id="too old when it ends: no split"),
-        pytest.param([run("12 20:00"), run("12 10:00", "13 06:00")], [("14 02:00", "14 07:00")], id="the newest"),
-        pytest.param([run("13 05:00", "14 07:02")], [("13 07:00", "14 07:00")], id="by a clock that is ahead"),
+        pytest.param([run("13 09:00", ended="13 05:00")], [("13 07:00", "13 09:00")], id="no base lies in the future"),
+        pytest.param([run("12 06:00", 26 * 60)], [("13 07:00", "13 08:00"), ("13 12:00", "14 07:00")], id="age"),
+        pytest.param([run("12 02:00", 30 * 60)], [("13 07:00", "14 07:00")], id="too old when it ends: no split"),
+        pytest.param([run("12 20:00"), run("12 10:00", ended="13 06:00")], [("14 02:00", "14 07:00")], id="the newest"),
+        pytest.param([run("13 05:00", ended="14 07:02")], [("13 07:00", "14 07:00")], id="by a clock that is ahead"),
     ],
 )
 def test_what_covers(runs: list[Run], uncovered: list[tuple[str, str]]) -> None:
@@ -80,13 +81,13 @@ def test_what_covers(runs: list[Run], uncovered: list[tuple[str, str]]) -> None:
     [
         ([], "----"),
         ([*nights(10), bad("11 18:07"), *nights(12, 13)], "o-oo"),  # the failure was on a day that was covered
-        ([*nights(10), run("12 00:30", None), *nights(12, 13)], "ofoo"),  # stalled by the end of the period
+        ([*nights(10), unfinished("12 00:30"), *nights(12, 13)], "ofoo"),  # stalled by the end of the period
         ([bad("12 00:00"), *nights(12, 13)], "-foo"),
         ([bad("11 23:59"), *nights(12, 13)], "f-oo"),
         ([bad("11 06:59"), *nights(13)], "---o"),  # before the period
         ([bad("11 07:00"), *nights(13)], "f--o"),
-        ([run(NOW - DAY, None)], "--f-"),
-        ([run(NOW - DAY + TICK, None)], "----"),  # running
+        ([unfinished(NOW - DAY)], "--f-"),
+        ([unfinished(NOW - DAY + TICK)], "----"),  # running
     ],
 )
 def test_the_outcomes_of_days(runs: list[Run], expected: str) -> None:
@@ -120,18 +121,18 @@ def test_before_a_container_is_known_nothing_counts(
 def test_a_container_created_after_the_period_does_not_count_but_a_wrong_stamp_is_unknown() -> None:
     period = replace(last_days(2, at("14 00:00"), UTC), now=at("2026-04-01 00:00"))
     for created, expected in (("20 00:00", "bb"), ("2026-04-01 00:06", "--")):
-        assert letters(look_back(Container(7, "sales", "Daily", created=at(created)), [], period, RULES)) == expected
+        assert letters(look_back(Container(7, "sales", "Daily", created=at(created)), [], period, LENIENT)) == expected
 
 
 # --- Figures -------------------------------------------------------------------------------------------
 
 
 def test_the_median_duration_is_that_of_the_succeeded_runs_of_the_period() -> None:
-    runs = [run("10 18:07", "10 23:07"), run("11 18:07", minutes=10), run("12 18:07", minutes=20), bad("12 20:00")]
+    runs = [run("10 18:07", 300), run("11 18:07", 10), run("12 18:07", 20), bad("12 20:00")]
     assert past(*runs).median_duration == 15 * MINUTE
     assert past(*runs, run("13 18:07")).median_duration == 20 * MINUTE
     assert past(run("13 18:07", start_logged=False), run(NOW, minutes=0)).median_duration is None
-    on_the_edge = run(NOW - 3 * DAY, minutes=0), run(NOW - 3 * DAY - TICK, NOW.isoformat()[:19])
+    on_the_edge = run(NOW - 3 * DAY, minutes=0), run(NOW - 3 * DAY - TICK, ended=NOW.isoformat()[:19])
     assert past(*on_the_edge).median_duration == NOTHING
 
 
@@ -153,7 +154,7 @@ def test_a_deleted_container_counts_up_to_its_last_row() -> None:
     history = past(*nights(10, 11), bad("12 20:00"), deleted=True)  # nothing of the 13th counts
     assert (letters(history), history.uncovered, history.verdict.status.value) == ("oo", NOTHING, "failed")
     assert history.counted == at("12 20:23") - at("11 07:00")
-    before = past(run("10 18:07", "11 07:00"), deleted=True)
+    before = past(run("10 18:07", ended="11 07:00"), deleted=True)
     assert (letters(before), before.counted) == ("", NOTHING)
 
 
@@ -165,8 +166,8 @@ def test_a_job_of_the_site_is_known_from_its_own_first_row() -> None:
 
 
 def test_unrecognised_and_cut_messages_of_the_period_are_counted() -> None:
-    before = run("11 06:00", said=UNKNOWN, is_cut=True)
-    history = past(before, run("12 18:07", said=UNKNOWN), run("13 18:07", is_cut=True))
+    before = doubtful("11 06:00", is_cut=True)
+    history = past(before, doubtful("12 18:07"), run("13 18:07", is_cut=True))
     assert (history.unrecognised, history.cut) == (1, 1)
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -21,13 +21,14 @@ from audit.reports.history_page import STRETCHES_SHOWN, PageFacts, render
 from audit.settings import Settings, check
 from tests.browser import Browser, running_browser
 from tests.builders import NOW, Site
-from tests.conftest import CI
-from tests.histories import MINUTE, UNKNOWN, at, bad, nights, past, run, some_site
-from tests.programs import find_program
+from tests.db4sci import SECRET
+from tests.histories import past, some_site
+from tests.programs import give_up, require
+from tests.runs import MINUTE, at, bad, doubtful, nights, run, unfinished
 
 VALIDATORS = ("axe-core@4.14.1", "html-validate@9.7.1")
 MADE = at("2026-04-01 06:40")
-EVIL = "</style><script>alert(1)</script>\"'&amp; $style \u202etxt\u200f \x1b[31m password=hunter2"
+EVIL = "</style><script>alert(1)</script>\"'&amp; $style \u202etxt\u200f \x1b[31m password=" + SECRET
 HARMLESS = "</style><script>alert(1)</script>\"'&amp; $style \\u202etxt\\u200f \\x1b[31m password=*****"
 BERLIN = {"timezone": "Europe/Berlin"}
 
@@ -101,7 +102,7 @@ def test_a_site_without_anything_to_judge_has_a_page() -> None:
 
 
 def test_says_what_there_is_to_restore_and_where() -> None:
-    unknown = run("13 18:07", said=UNKNOWN, url="s3://backups/b")
+    unknown = doubtful("13 18:07", url="s3://backups/b")
     histories = [
         past(run("01 18:07", url="s3://backups/c"), bad("13 18:07"), name="c", engine="MariaDB", owner="ada"),
         past(run("12 18:07"), unknown, name="b", c_id=1),
@@ -140,7 +141,7 @@ def test_tells_three_kinds_of_failures_of_a_stretch() -> None:
     }
     for said, shown in cases.items():
         meant = [Said(Meaning.ERROR, line) if line else Said(Meaning.FINE, None) for line in said]
-        runs = tuple(run(start + n * HOUR, None, said=each) for n, each in enumerate(meant))
+        runs = tuple(unfinished(start + n * HOUR, said=each) for n, each in enumerate(meant))
         told = " | ".join(texts(make([replace(past(), stretches=(Stretch(start, NOW, runs),))]), ".//td/ul/li"))
         assert told.replace("2026-03-01 ", "").replace(" UTC", "") == shown
 
@@ -155,7 +156,7 @@ def test_of_many_stretches_of_a_container_the_longest_are_listed() -> None:
 
 
 def test_says_what_it_does_not_prove_with_numbers() -> None:
-    unknown = run("12 18:07", said=UNKNOWN)
+    unknown = doubtful("12 18:07")
     site, ignored = [past(unknown, run("13 18:07", is_cut=True)), past(unknown)], {"malformed": 2, "undated": 1}
 
     def said(**given: Any) -> str:
@@ -242,13 +243,13 @@ def test_the_same_input_gives_the_same_page_but_for_the_line_that_says_when() ->
 
 
 def test_foreign_text_is_harmless_wherever_it_stands() -> None:
-    failed = run("13 18:07", said=Said(Meaning.ERROR, EVIL))
+    failed = bad("13 18:07", EVIL)
     given: dict[str, Any] = {"site": EVIL, "policies": {EVIL: 24}, "extra_jobs": {EVIL: "Daily"}}
     given |= {"exceptions": {EVIL: ("2026-12-31", EVIL)}, "error_patterns": [re.escape(EVIL)]}
     facts: dict[str, Any] = {"name": EVIL, "policy": EVIL.lower(), "engine": EVIL, "owner": EVIL}
     history = past(run("10 18:07", url=EVIL), failed, rules=settings(**given).rules, **facts)
     page = make([history], facts={"population": EVIL}, **given)
-    assert not re.search("<script|hunter2|[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page)
+    assert not re.search(f"<script|{SECRET}|[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page)
     assert page.count("</style>") == 1
     assert texts(page, ".")[0].count(HARMLESS) == 15
 
@@ -276,7 +277,7 @@ def test_the_program_writes_the_page_with_what_it_knows_of_the_site(sqlite_site:
 def test_the_page_of_a_large_site_can_be_mailed() -> None:
     days = [NOW - n * DAY for n in range(1, 365, 2)]
     error = "error, " + "please reduce your request rate, " * 40
-    failed = [run(day, said=Said(Meaning.ERROR, f"{day}: {error}")) for day in days]
+    failed = [bad(day, f"{day}: {error}") for day in days]
     worst = past(*failed, *(run(day - DAY - 6 * HOUR) for day in days), days=365)
     assert (len(make([worst] * 20, 365)) - len(make([], 365))) * 100 < 15_000_000, "2,000 of them"
 
@@ -284,20 +285,9 @@ def test_the_page_of_a_large_site_can_be_mailed() -> None:
 # --- In a browser --------------------------------------------------------------------------------------
 
 
-def need(name: str) -> str:
-    return str(find_program(name) or give_up(f"{name} is not installed (Debian: chromium, poppler-utils, npm)"))
-
-
-def give_up(reason: str) -> NoReturn:
-    """Skip the test, but fail under CI."""
-    if CI:
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with running_browser(need("chromium"), tmp_path_factory.mktemp("browser")) as running:
+    with running_browser(require("chromium", "chromium"), tmp_path_factory.mktemp("browser")) as running:
         yield running
 
 
@@ -331,7 +321,8 @@ def test_axe_and_html_validate_find_nothing(browser: Browser, evidence: Path, py
     folder = cache.mkdir(" ".join(VALIDATORS)) if cache else evidence.parent
     installed = folder / "node_modules"
     if not (installed / ".package-lock.json").exists():  # which npm writes at the end
-        command = [need("npm"), "install", "--no-package-lock", "--ignore-scripts", "--no-audit", *VALIDATORS]
+        options = ("--no-package-lock", "--ignore-scripts", "--no-audit")
+        command = [str(require("npm", "npm")), "install", *options, *VALIDATORS]
         npm = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
         if npm.returncode:
             give_up(f"npm cannot install {VALIDATORS}: {npm.stderr.strip()[-300:]}")
@@ -356,7 +347,7 @@ def test_prints_every_row_whole_under_its_headings(browser: Browser, tmp_path: P
     page.write_text(make(histories, 3, site="lab"), "utf-8")
     browser.open(page)
     pdf.write_bytes(base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"]))
-    text = subprocess.check_output([need("pdftotext"), "-layout", pdf, "-"], encoding="utf-8")
+    text = subprocess.check_output([require("pdftotext", "poppler-utils"), "-layout", pdf, "-"], encoding="utf-8")
     sheets = text.split("\f")[:-1]
     assert all("Backup evidence, lab, 2026-03-11 to 2026-03-14" in sheet for sheet in sheets)
     assert re.search(rf"Signature.*{len(sheets)} / {len(sheets)}\s*$", sheets[-1], re.DOTALL)

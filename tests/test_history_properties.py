@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from audit.history import ContainerHistory, Period, last_days, look_back
 from audit.messages import Meaning, Said
 from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Outcome, Rules, Run, Verdict, due_at, judge
-from tests.histories import CLOCK_CHANGES, ERROR, NOTHING, TICK
+from tests.histories import NOTHING
+from tests.runs import CLOCK_CHANGES, ERROR, TICK
 
 GRID = timedelta(minutes=15)
 FINE = Said(Meaning.FINE, None)
@@ -89,7 +90,7 @@ def cases(draw: st.DrawFn) -> Case:
     for number in range(draw(st.integers(0, 8))):
         started, took = draw(moments), draw(steps(1) | steps(40))
         ended = None if started + took > end or draw(st.integers(0, 4)) == 0 else started + took
-        said = ERROR if ended and draw(st.integers(0, 3)) == 0 else FINE
+        said = Said(Meaning.ERROR, ERROR) if ended and draw(st.integers(0, 3)) == 0 else FINE
         run = Run(started, str(number), ended=ended, said=said)
         whole = ended is None or draw(st.integers(0, 4)) > 0
         runs.append(run if whole else run._replace(started=ended or started, start_logged=False))

@@ -17,9 +17,11 @@ from audit.policy import DAY, HOUR, UTC
 from audit.reports import history_csv, history_json, history_table
 from audit.text import Style
 from tests.builders import NOW
-from tests.histories import RULES, TICK, at, bad, nights, past, run, some_site
+from tests.db4sci import SECRET
+from tests.histories import LENIENT, past, some_site
+from tests.runs import TICK, at, bad, nights, run
 
-EVIL = "evil\x1b[2J\u202e password=hunter2\n"
+EVIL = f"evil\x1b[2J\u202e password={SECRET}\n"
 NAMES = ("sales", "x" * 300, EVIL)
 
 
@@ -90,12 +92,12 @@ def test_a_month_is_one_line_of_80_columns_with_a_date_a_week() -> None:
 
 @pytest.mark.parametrize(("width", "days"), [(60, 9), (60, 365), (200, 30)])
 def test_no_line_is_wider_than_the_terminal(width: int, days: int) -> None:
-    rules = replace(RULES, policies={"Every second month of the year": 1488 * HOUR})
+    rules = replace(LENIENT, policies={"Every second month of the year": 1488 * HOUR})
     kinds: list[dict[str, Any]] = [{"policy": "Never"}, {}, {"deleted": True}]
     facts = [{"name": name, "policy": "Every second month of the year", **kind} for name in NAMES for kind in kinds]
     lines = shown([past(*nights(5, 9), days=days, rules=rules, **each) for each in facts], days=days, width=width)
     assert [line for line in lines if len(line) > width or line != line.rstrip() or not line.isprintable()] == []
-    assert "hunter2" not in "".join(lines)
+    assert SECRET not in "".join(lines)
     assert sum("(deleted)" in line for line in lines if re.match(r" *\d+\.\d %", line)) == len(NAMES)
 
 
@@ -178,9 +180,9 @@ def test_the_csv_has_a_row_for_each_container_and_day() -> None:
 
 def test_no_cell_of_the_csv_is_a_formula_or_breaks_a_line_and_other_names_survive() -> None:
     for name in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "\uff20x", EVIL):
-        for row in rows_of(past(name=name, policy=name, rules=replace(RULES, policies={name.strip(): DAY}))):
+        for row in rows_of(past(name=name, policy=name, rules=replace(LENIENT, policies={name.strip(): DAY}))):
             assert not [cell for cell in row if cell[:1] in "=+@\uff1d\uff0b\uff0d\uff20-" and cell]
             assert "".join(row).isprintable()
-            assert "hunter2" not in "".join(row)
+            assert SECRET not in "".join(row)
     for name in ("sales", 'a"b', "a,b", "a;b", "caf\u00e9", "'x", "0042", "1e5"):
         assert {row[0] for row in rows_of(past(name=name))} == {name}

@@ -25,20 +25,11 @@ from models import ActionLog, BackupLog, ContainerRow, ContainerState
 from tests import findings
 from tests.builders import NOW, Site, parse_samples
 from tests.db4sci import SECRET
-from tests.findings import BAD
+from tests.findings import BAD, PIECES, audit_of
 from tests.relay import relayed
 
 AT = ("--at", NOW.isoformat())
 OUR_COLOURS = re.compile(r"\x1b\[(?:0|32|33|31;1)m")
-
-PIECES = [
-    *("\x1b[2J\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x1b]8;;http://example.org\x1b\\", "\x9b31m", "\x90q\x9c"),
-    *("\x7f\x08\x07\x05", "\r\n", "\r", "\n", "\t", "\x0b\x0c\x1c\x1d\x1e\x1f\x85", "\u2028\u2029", "\u0300\u0301"),
-    *("\u202e\u2066\u200b\ufeff\U000e0041", "\U0001f4be数据", '"} 1\nmydb_backup_status{name="forged"} 1\n', '"', "'"),
-    *("\\", "\\n", "{}", ",", "# HELP mydb_backup_status forged", "%s %(name)s %%", ":name", "{0} {name}", "--json"),
-    *("'; DROP TABLE backups; --", "=cmd|' /C calc'!A0", "pg_dump: error: ", "password=", "s3://user:pass@host", " "),
-    *("Daily", "Weekly", "never", "\u00a0", "start", "end", "offsite", "20260313-18:07:31", "x" * 300),
-]
 
 
 def put_in(site: Site, texts: Iterable[str]) -> dict[str, str]:
@@ -135,8 +126,8 @@ def test_a_traceback_is_harmless(sqlite_site: Site) -> None:
 
 def test_every_line_of_a_report_is_harmless_and_fits_but_for_what_is_to_be_pasted() -> None:
     night, keys = NewestRun(BAD, NOW, Outcome.STALLED), (BAD, "k" * 90, "k" * 90)
-    broken_off = findings.site(*findings.hostile(), database=BAD, broken_night=night)
-    silent = findings.site(*findings.hostile(), newest_row=None, unused_exceptions=keys)
+    broken_off = audit_of(*findings.hostile(), database=BAD, broken_night=night)
+    silent = audit_of(*findings.hostile(), newest_row=None, unused_exceptions=keys)
     style = Style(width=60)
     lines = [
         *site_report.render(broken_off, style, "audit"),
@@ -146,6 +137,6 @@ def test_every_line_of_a_report_is_harmless_and_fits_but_for_what_is_to_be_paste
     to_paste = ("audit ", "success_patterns", "s3:")
     assert [line for line in lines if len(line) > 60 and not line.startswith(to_paste)] == []
     assert bad_characters("\n".join(lines)) == []
-    assert findings.SECRET not in "".join(lines).replace(" ", ""), "also where a line was broken"
+    assert SECRET not in "".join(lines).replace(" ", ""), "also where a line was broken"
     document = json.loads(render(silent, "1", detailed=True))
-    assert findings.SECRET not in json.dumps([{**one, "name": ""} for one in document["containers"]])
+    assert SECRET not in json.dumps([{**one, "name": ""} for one in document["containers"]])

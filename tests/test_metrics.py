@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from audit.options import VERSION
 from audit.policy import DAY, Rules, Status
 from tests import findings
 from tests.builders import NOW, TOP, Sample, Site, parse_samples, series
-from tests.findings import FROZEN, at, failed, finding, ignored, missed, of_every_status, ok, run, unsure
-from tests.test_hostile import PIECES
+from tests.findings import FROZEN, PIECES, audit_of, failed, finding, ignored, missed, of_every_status, ok, unsure
+from tests.programs import promtool_check_metrics, scrape_textfiles
+from tests.runs import at, bad, run, unfinished
 
 OF_AUDIT, OF_RUN = (
     {
@@ -33,15 +33,15 @@ NIGHTS = tuple(run(f"{day:02} 18:07", 33 - day) for day in range(8, 14))
 """Enough for a typical duration."""
 
 
-def published(*found: Finding, legacy: bool = False, **more: Any) -> dict[Sample, float]:
+def samples_of(*found: Finding, legacy: bool = False, **more: Any) -> dict[Sample, float]:
     """The samples of an audit at NOW. Fails if a series occurs twice."""
-    return parse_samples(exposition(audit_families(findings.site(*found, **more), legacy)).decode())
+    return parse_samples(exposition(audit_families(audit_of(*found, **more), legacy)).decode())
 
 
 def of_every_family() -> list[Finding]:
     """A container of each status, and one that has every series but that of an error."""
     kept, more = Rules(dumps_kept=10 * DAY), {"exception": FROZEN, "covered_ratio": 0.75}
-    return [*of_every_status(), finding("sales", *NIGHTS, run("14 06:50", None), c_id=20, rules=kept, more=more)]
+    return [*of_every_status(), finding("sales", *NIGHTS, unfinished("14 06:50"), c_id=20, rules=kept, more=more)]
 
 
 def labels_of(samples: dict[Sample, float], metric: str) -> list[dict[str, str]]:
@@ -57,7 +57,7 @@ def names(samples: dict[Sample, float], metric: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [None, 'n\u00f6rdlich "1"\\'])
 def test_the_page_lists_every_family_with_its_labels(name: str | None) -> None:
-    audit = audit_families(findings.site(*of_every_family()), legacy=True)
+    audit = audit_families(audit_of(*of_every_family()), legacy=True)
     both = exposition(audit, name) + exposition(run_families(True, 1.5, 2, 0.5, VERSION), name)
     found = list(text_string_to_metric_families(both.decode()))
     expected = {**OF_AUDIT, **OF_RUN, **LEGACY}
@@ -72,7 +72,7 @@ def test_the_page_lists_every_family_with_its_labels(name: str | None) -> None:
 
 
 def test_the_values_of_containers_and_of_the_audit() -> None:
-    samples = published(*of_every_family(), ignored=ignored(malformed=[1, 2], future=[3]))
+    samples = samples_of(*of_every_family(), ignored=ignored(malformed=[1, 2], future=[3]))
     for c_id, status in enumerate(one.verdict.status for one in findings.of_every_status()):
         labels = {"name": f"c-{status.value}", "c_id": str(c_id + 1)}
         assert samples[series("mydb_backup_status", **labels, status=status.value)] == 1
@@ -102,9 +102,9 @@ def test_the_values_of_containers_and_of_the_audit() -> None:
 
 def test_unknown_values_have_no_series() -> None:
     unknown: dict[str, Any] = dict.fromkeys(("policy", "engine", "state", "owner", "contact"))
-    samples = published(
+    samples = samples_of(
         ok("exempt", policy="Never"),
-        finding("failed only", run("13 18:07", error="pg_dump: error: x")),
+        finding("failed only", bad("13 18:07", "pg_dump: error: x")),
         finding("never run", **unknown),
         finding("end only", run("13 18:07", start_logged=False)),
         newest_row=None,
@@ -124,19 +124,19 @@ def test_unknown_values_have_no_series() -> None:
 
 
 def test_the_line_that_decided_is_a_label_of_120_characters_at_most() -> None:
-    recovered = finding("recovered", run("13 18:07", error="x: error"), run("13 21:00"), c_id=3)
+    recovered = finding("recovered", bad("13 18:07", "x: error"), run("13 21:00"), c_id=3)
     for line, label in {
         "MariaDB Backup error.  Container: \x1b[2J": "MariaDB Backup error. Container: \\x1b[2J",
         "e" * 120: "e" * 120,
         "e" * 121: "e" * 117 + "...",
     }.items():
-        samples = published(failed("sales", line, c_id=1), unsure("wiki", line, c_id=2), recovered)
+        samples = samples_of(failed("sales", line, c_id=1), unsure("wiki", line, c_id=2), recovered)
         expected = [{"name": "sales", "c_id": "1", "error": label}, {"name": "wiki", "c_id": "2", "error": label}]
         assert labels_of(samples, "failure_info") == expected
 
 
 def test_containers_of_one_name_have_a_series_each() -> None:
-    samples = published(ok(c_id=0), failed(c_id=2), missed("", c_id=None))
+    samples = samples_of(ok(c_id=0), failed(c_id=2), missed("", c_id=None))
     statuses = {(one["c_id"], one["name"]): one["status"] for one in labels_of(samples, "status")}
     assert statuses == {("0", "sales"): "ok", ("2", "sales"): "failed", ("", ""): "missed"}
 
@@ -150,7 +150,7 @@ def test_legacy_metrics_have_one_series_a_name() -> None:
         ok("mixed", c_id=4),
         failed("mixed", c_id=5),
     )
-    samples = published(
+    samples = samples_of(
         *names_twice,
         *(failed("null"), failed("reportdate")),
         *of_every_status(),
@@ -164,7 +164,7 @@ def test_legacy_metrics_have_one_series_a_name() -> None:
     assert names(samples, "start") == names(samples, "duration") == fine
     assert samples[series("mydb_backup_start", name="both fine")] == at("13 19:00").timestamp()
     assert samples[series("mydb_backup_duration", name="both fine")] == 25 * 60
-    assert published(legacy=True)[series("mydb_backup_failure", name="null")] == 0
+    assert samples_of(legacy=True)[series("mydb_backup_failure", name="null")] == 0
 
 
 # --- The files that an audit writes ---------------------------------------------------------------------
@@ -198,9 +198,7 @@ def test_the_files_of_an_audit_that_was_completed_and_of_one_that_was_not(sqlite
     assert {name for name, _ in samples} == OF_RUN.keys() - {"mydb_backup_audit_clock_skew_seconds"}
 
 
-def test_node_exporter_serves_every_sample_and_promtool_finds_nothing(
-    sqlite_site: Site, node_exporter: Callable[[Path], str], check_metrics: Callable[[Path], str]
-) -> None:
+def test_node_exporter_serves_every_sample_and_promtool_finds_nothing(sqlite_site: Site, tmp_path: Path) -> None:
     """Of a failed audit and the good one before it; node_exporter drops whole files, and series, without a word."""
     for name in ["fine", *PIECES, "n" * 200, '\u00e4\u6570\U0001f4be\\"\n' * 33, "\uffff\U0010ffff\ue000"]:
         c_id, now = sqlite_site.container(name, owner=name, contact=name), sqlite_site.clock()
@@ -211,11 +209,11 @@ def test_node_exporter_serves_every_sample_and_promtool_finds_nothing(
     accepted = {"fine": ("2999-12-31", "for ever")}
     sqlite_site.config(legacy_metrics=True, site="north", dumps_kept_days=30, exceptions=accepted)
     sqlite_site.audit("-q")
-    assert check_metrics(sqlite_site.textfile) == check_metrics(sqlite_site.runfile) == ""
+    assert promtool_check_metrics(sqlite_site.textfile) == promtool_check_metrics(sqlite_site.runfile) == ""
     expected = sqlite_site.samples()
     assert {name for name, _ in expected} == {*OF_AUDIT, *LEGACY}
     assert len(labels_of(expected, "failure_info")) == len(PIECES) + 3
     expected |= fail(sqlite_site)
-    served = parse_samples(node_exporter(sqlite_site.textfile.parent))
+    served = parse_samples(scrape_textfiles(sqlite_site.textfile.parent, tmp_path / "node_exporter.log"))
     assert served[series("node_textfile_scrape_error")] == 0
     assert {key: value for key, value in served.items() if key[0].startswith("mydb_")} == expected

@@ -14,7 +14,8 @@ import yaml
 
 from audit.policy import Status
 from tests.builders import TOP, Site
-from tests.programs import find_program
+from tests.postgres import ROLE, read_only_role
+from tests.programs import require
 from tests.promtool import (
     ANCHORS,
     DAY,
@@ -24,18 +25,17 @@ from tests.promtool import (
     RUNBOOK,
     RUNBOOK_URL,
     Case,
-    Find,
     Series,
-    audit,
+    audit_series,
     check,
-    container,
+    container_series,
     expect,
-    run,
-    series,
+    input_series,
+    output_of,
+    promtool,
 )
 
 COMMAND = "/opt/backup_audit/backup_audit.py"
-ROLE = "backup_audit"
 OTHER_AUDITS = [{"job": "again"}, {"instance": "audit2:9100"}, {"site": "south"}]
 """What differs in an audit of a second job, of a second host, and of a second site on the same host."""
 RULE_TESTS = ("alerts_test.yml", "days_test.yml")
@@ -64,12 +64,12 @@ STATUSES = {severity: {each.value for each in Status if each.severity == severit
 # ---- The rules ------------------------------------------------------------------------------------------------
 
 
-def test_prometheus_accepts_the_rules(require_program: Find) -> None:
-    assert "SUCCESS" in run(require_program("promtool"), "check", "rules", "--lint=all", "--lint-fatal", "alerts.yml")
+def test_prometheus_accepts_the_rules() -> None:
+    assert "SUCCESS" in promtool("check", "rules", "--lint=all", "--lint-fatal", "alerts.yml")
 
 
-def test_every_alert_fires_and_clears_when_it_should(require_program: Find) -> None:
-    run(require_program("promtool"), "test", "rules", *RULE_TESTS)
+def test_every_alert_fires_and_clears_when_it_should() -> None:
+    promtool("test", "rules", *RULE_TESTS)
 
 
 def test_every_alert_is_tested_before_and_while_it_fires() -> None:
@@ -131,13 +131,14 @@ def found(kind: str, ill: bool) -> tuple[str, dict[str, float | str]]:
     return (kind if ill else "ok"), {"due_timestamp_seconds": -3 * DAY}
 
 
-def test_joins_distinguish_audits_and_site_wide_jobs(require_program: Find, tmp_path: Path) -> None:
+def test_joins_distinguish_audits_and_site_wide_jobs(tmp_path: Path) -> None:
     """Of each kind one job is ill. The others are well; or they are all as bad, and accepted."""
     sites = []
     for home, accepted in ((HOST, False), (HOST, True), (HOST | {"site": "north"}, False)):
         kinds = [kind for kind in KINDS if not (accepted and kind == "dump_expires")]  # no exception hides that
         elsewhere = [home | other for other in OTHER_AUDITS]
-        inputs = [*audit(home, 3 * len(kinds)), *(one for each in elsewhere for one in audit(each, len(kinds)))]
+        inputs = audit_series(home, 3 * len(kinds))
+        inputs += [one for each in elsewhere for one in audit_series(each, len(kinds))]
         cases = []
         for kind in kinds:
             bad = home | {"name": kind, "c_id": "0"}
@@ -147,12 +148,12 @@ def test_joins_distinguish_audits_and_site_wide_jobs(require_program: Find, tmp_
                 if accepted and labels is not bad:
                     metrics["exception_until_timestamp_seconds"] = DAY
                 owner = "genomics" if labels is bad else "clinic"
-                inputs += container(labels, status, owner, "Postgres", **metrics)
+                inputs += container_series(labels, status, owner, "Postgres", **metrics)
             fired = f'ALERTS{{alertname="MyDBBackup{KINDS[kind]}", name=~"{kind}( 2)?"}}'
             fired = f"sum by (job, instance, site, name, c_id, owner) ({fired})"
             cases.append(expect(fired, (bad | {"owner": "genomics"}, 1)))
         sites.append((inputs, cases))
-    check(require_program, tmp_path, *sites)
+    check(tmp_path, *sites)
 
 
 SITES: list[tuple[dict[str, Any], set[str], dict[str, Any], set[str]]] = [
@@ -167,42 +168,42 @@ SITES: list[tuple[dict[str, Any], set[str], dict[str, Any], set[str]]] = [
 """Here, and what fires; there, and what fires. Each site has a missed and a late container."""
 
 
-def test_findings_of_one_audit_are_not_attributed_to_another(require_program: Find, tmp_path: Path) -> None:
+def test_findings_of_one_audit_are_not_attributed_to_another(tmp_path: Path) -> None:
     sites = []
     for here, here_fires, there, there_fires in SITES:
         samples, inputs = [], []
         for other in ({}, *OTHER_AUDITS):
             home, state, fires = HOST | other, there if other else here, there_fires if other else here_fires
-            inputs += audit(home, **{"containers": 2, **state})
-            inputs += container(home | {"name": "sales", "c_id": "7"}, "missed")
-            inputs += container(home | {"name": "wiki", "c_id": "9"}, "late")
+            inputs += audit_series(home, **{"containers": 2, **state})
+            inputs += container_series(home | {"name": "sales", "c_id": "7"}, "missed")
+            inputs += container_series(home | {"name": "wiki", "c_id": "9"}, "late")
             samples += [(home | {"alertname": f"MyDBBackup{alert}"}, 1.0) for alert in fires]
         sites.append((inputs, [expect("count by (job, instance, site, alertname) (ALERTS)", *samples)]))
-    check(require_program, tmp_path, *sites)
+    check(tmp_path, *sites)
 
 
-def test_a_family_that_node_exporter_drops_is_noticed(require_program: Find, tmp_path: Path) -> None:
-    whole = [*audit(HOST, 1), *container(HOST | {"name": "sales", "c_id": "7"}, "failed")]
+def test_a_family_that_node_exporter_drops_is_noticed(tmp_path: Path) -> None:
+    whole = [*audit_series(HOST, 1), *container_series(HOST | {"name": "sales", "c_id": "7"}, "failed")]
     fired = [expect("count by (alertname) (ALERTS)", ({"alertname": "MyDBBackupSeriesLost"}, 1))]
     families = (f"mydb_backup_{name}{{" for name in ("status", "severity", "container_info", "containers"))
     rests = ([each for each in whole if not each["series"].startswith(family)] for family in families)
-    check(require_program, tmp_path, *((rest, fired) for rest in rests))
+    check(tmp_path, *((rest, fired) for rest in rests))
 
 
 def vanishing(before: int, after: int) -> list[Series]:
     """A site of which containers go after the first of two days; a step is half a day."""
     stamps = dict.fromkeys(("audit_timestamp_seconds", "audit_run_timestamp_seconds"), f"0x1 {DAY}x1")
-    inputs = series(HOST, audit_success="1x3", **stamps)
-    inputs += series(HOST | {"status": "ok"}, containers=f"{before}x1 {after}x1")
+    inputs = input_series(HOST, audit_success="1x3", **stamps)
+    inputs += input_series(HOST | {"status": "ok"}, containers=f"{before}x1 {after}x1")
     for number in range(before):
         of_it = HOST | {"name": f"lab-{number:02}", "c_id": str(number)}
         values = "1x3" if number < after else "1x1 stale"
-        inputs += series(of_it, severity=values, container_info=values)
-        inputs += series(of_it | {"status": "ok"}, status=values)
+        inputs += input_series(of_it, severity=values, container_info=values)
+        inputs += input_series(of_it | {"status": "ok"}, status=values)
     return inputs
 
 
-def test_containers_vanish_when_three_and_a_quarter_of_them_go(require_program: Find, tmp_path: Path) -> None:
+def test_containers_vanish_when_three_and_a_quarter_of_them_go(tmp_path: Path) -> None:
     sites = []
     for before, after, gone in (
         (12, 9, ""),  # exactly a quarter
@@ -221,14 +222,14 @@ def test_containers_vanish_when_three_and_a_quarter_of_them_go(require_program: 
             for at, expected in (("12h", []), ("24h", [fired] if gone else []))
         ]
         sites.append((vanishing(before, after), cases))
-    check(require_program, tmp_path, *sites, step="12h")
+    check(tmp_path, *sites, step="12h")
 
 
 # ---- Alertmanager ---------------------------------------------------------------------------------------------
 
 
-def test_alertmanager_accepts_the_example(require_program: Find) -> None:
-    run(require_program("amtool"), "check-config", "alertmanager.example.yml")
+def test_alertmanager_accepts_the_example() -> None:
+    output_of(require("amtool", "prometheus-alertmanager"), "check-config", "alertmanager.example.yml")
     config = load("alertmanager.example.yml")
     assert re.fullmatch(r"\d+h", config["route"]["repeat_interval"])
     assert 24 < int(config["route"]["repeat_interval"][:-1]) < 120, "longer than a day, shorter than its memory"
@@ -248,9 +249,9 @@ def test_alertmanager_accepts_the_example(require_program: Find) -> None:
         ("scope=audit severity=critical", "backup-team"),
     ],
 )
-def test_owners_hear_what_is_critical_about_their_own(labels: str, receivers: str, require_program: Find) -> None:
+def test_owners_hear_what_is_critical_about_their_own(labels: str, receivers: str) -> None:
     config = "--config.file=alertmanager.example.yml"
-    said = run(require_program("amtool"), "config", "routes", "test", config, *labels.split())
+    said = output_of(require("amtool", "prometheus-alertmanager"), "config", "routes", "test", config, *labels.split())
     assert said.strip() == receivers
 
 
@@ -268,12 +269,13 @@ def alert(name: str, severity: str, status: str, firing: bool = True) -> dict[st
     }
 
 
-def mail(amtool: Path, folder: Path, part: str, alerts: Sequence[dict[str, Any]]) -> str:
+def mail(folder: Path, part: str, alerts: Sequence[dict[str, Any]]) -> str:
     """A part of a mail about these alerts, as Alertmanager makes it."""
     data = folder / "data.json"
     data.write_text(json.dumps({"alerts": alerts, "commonLabels": {"site": "north"}, "groupLabels": {}}), "utf-8")
     text = f'--template.text={{{{ template "backup_audit.{part}" . }}}}'
-    made = run(amtool, "template", "render", "--template.glob=mail.tmpl", text, f"--template.data={data}")
+    amtool = require("amtool", "prometheus-alertmanager")
+    made = output_of(amtool, "template", "render", "--template.glob=mail.tmpl", text, f"--template.data={data}")
     return made.removesuffix("\n")
 
 
@@ -295,26 +297,24 @@ OVER = alert("graph", "critical", "no_policy", firing=False)
         ("owner", [OVER], "Your databases: no problem left with the backup of graph"),
     ],
 )
-def test_a_subject_says_what_and_whose(
-    part: str, alerts: list[dict[str, Any]], subject: str, require_program: Find, tmp_path: Path
-) -> None:
-    assert mail(require_program("amtool"), tmp_path, f"{part}.subject", alerts) == subject
+def test_a_subject_says_what_and_whose(part: str, alerts: list[dict[str, Any]], subject: str, tmp_path: Path) -> None:
+    assert mail(tmp_path, f"{part}.subject", alerts) == subject
 
 
-def test_the_teams_mail_says_what_next(require_program: Find, tmp_path: Path) -> None:
-    text = mail(require_program("amtool"), tmp_path, "team.text", [WIKI, SALES, OVER])
+def test_the_teams_mail_says_what_next(tmp_path: Path) -> None:
+    text = mail(tmp_path, "team.text", [WIKI, SALES, OVER])
     assert text.index("CRITICAL") < text.index("sales of ada") < text.index("WARNING") < text.index("wiki of ada")
     for each in (SALES, WIKI):
         assert all(words in text for words in each["annotations"].values())
     assert "* graph (ada) no policy, since 2026-03-14 07:01 UTC" in text.partition("OVER")[2]
-    many = mail(require_program("amtool"), tmp_path, "team.text", MANY)
+    many = mail(tmp_path, "team.text", MANY)
     assert many.count("Next: ") == 30
     assert "40 in all" in many
 
 
-def test_an_owners_mail_has_no_command(require_program: Find, tmp_path: Path) -> None:
+def test_an_owners_mail_has_no_command(tmp_path: Path) -> None:
     without = alert("notes", "critical", "no_policy")
-    text = mail(require_program("amtool"), tmp_path, "owner.text", [SALES, without, OVER])
+    text = mail(tmp_path, "owner.text", [SALES, without, OVER])
     assert not re.search(r"sudo|/opt|http", text)
     assert "sales of ada: failed.\n  About sales.\n  Next: the backup team has been told." in text
     assert "About notes.\n  Next: tell the backup team how often" in text
@@ -350,18 +350,10 @@ def test_the_rules_use_metrics_that_the_runbook_lists() -> None:
 def test_every_psql_line_of_the_runbook_works_under_the_read_only_role(own_site: Site, tmp_path: Path) -> None:
     lines = re.findall(r"""psql -A?t?c (["'])(.+?)\1""", RUNBOOK)
     assert len(lines) >= 9
-    database = own_site.database
-    assert database
     script = tmp_path / "runbook.sql"
-    database.psql(TOP / "deploy" / "read_only_role.sql")
-    database.server.add_user(ROLE, "secret")
-    database.execute(f"ALTER ROLE {ROLE} PASSWORD 'secret'")
-    try:
-        script.write_text("".join(f"{sql};\n" for _, sql in lines), "utf-8")
-        database.psql(script, user=ROLE)
-    finally:
-        script.write_text(f"DROP SCHEMA {ROLE} CASCADE; DROP OWNED BY {ROLE}; DROP ROLE {ROLE};", "utf-8")
-        database.psql(script)
+    script.write_text("".join(f"{sql};\n" for _, sql in lines), "utf-8")
+    with read_only_role(own_site.postgres):
+        own_site.postgres.psql(script, user=ROLE)
 
 
 def test_the_commands_of_alerts_and_runbook_have_options_that_exist(sqlite_site: Site) -> None:
@@ -374,8 +366,6 @@ def test_the_commands_of_alerts_and_runbook_have_options_that_exist(sqlite_site:
 
 
 def test_the_list_after_the_loss_of_the_server(tmp_path: Path) -> None:
-    if not (jq := find_program("jq")):
-        pytest.skip("jq is not installed")
     (query,) = re.findall(r"^jq -r '(.+)' containers\.json$", RUNBOOK, re.MULTILINE)
     good = {"started": "2026-03-12T18:07:00Z", "url": "s3://b/sales/"}
     containers = [
@@ -385,7 +375,7 @@ def test_the_list_after_the_loss_of_the_server(tmp_path: Path) -> None:
     ]
     document = tmp_path / "containers.json"
     document.write_text(json.dumps({"audit": {}, "containers": containers}), "utf-8")
-    assert run(jq, "-r", query, document).splitlines() == [
+    assert output_of(require("jq", "jq"), "-r", query, document).splitlines() == [
         "sales\tPostgres\t2026-03-12T18:07:00Z\ts3://b/sales/",
         "offsite\t\t2026-03-12T18:07:00Z\t",
         "cohort\tNeo4j\tno good backup\t",
@@ -398,8 +388,8 @@ def test_the_runbook_names_the_unit_that_deploy_installs() -> None:
     assert all((TOP / "deploy" / unit).exists() for unit in units)
 
 
-def test_the_prometheus_configuration_of_the_runbook_is_valid(require_program: Find, tmp_path: Path) -> None:
+def test_the_prometheus_configuration_of_the_runbook_is_valid(tmp_path: Path) -> None:
     (config,) = re.findall(r"^ *```yaml\n(.+?)^ *```", RUNBOOK, re.M | re.S)
     file = tmp_path / "prometheus.yml"
     file.write_text(config, "utf-8")
-    run(require_program("promtool"), "check", "config", "--syntax-only", file)
+    promtool("check", "config", "--syntax-only", file)

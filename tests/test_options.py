@@ -13,7 +13,7 @@ from audit.errors import AuditError
 from audit.options import VERSION, parse_period, parse_time, select
 from audit.policy import UTC, Container
 from tests.builders import NOW
-from tests.histories import at
+from tests.runs import at
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -32,25 +32,17 @@ from audit.policy import (
     utc_from_local,
 )
 from tests.builders import NOW
-from tests.histories import CLOCK_CHANGES, ERROR, MINUTE, TICK, UNKNOWN, at, bad, nights, run
+from tests.db4sci import CREATED
+from tests.runs import CLOCK_CHANGES, ERROR, MINUTE, RULES, TICK, UNKNOWN, at, bad, doubtful, nights, run, unfinished
 
-RULES = Rules()
 CUSTOM = Rules(policies={"Monthly": 744 * HOUR, "Every 6 h": 6 * HOUR})
 BERLIN = ZoneInfo("Europe/Berlin")
 BACKED_UP = run("13 18:07")
 
 
-def unsure(started: str) -> Run:
-    return run(started, said=UNKNOWN)
-
-
-def unfinished(started: str) -> Run:
-    return run(started, None)
-
-
 def verdict_of(*runs: Run, now: datetime = NOW, rules: Rules = RULES, **facts: Any) -> Verdict:
     """The verdict on a Daily container made long ago, but for the facts that are given."""
-    given = {"c_id": 7, "policy": "Daily", "created": at("2025-01-15 09:30"), **facts}
+    given = {"c_id": 7, "policy": "Daily", "created": CREATED, **facts}
     return judge(Container(name="sales", **given), runs, now, rules)
 
 
@@ -58,12 +50,12 @@ def verdict_of(*runs: Run, now: datetime = NOW, rules: Rules = RULES, **facts: A
 
 
 def test_a_verdict_has_the_runs_that_it_is_made_of_in_any_order() -> None:
-    runs = run("10 18:07"), unsure("11 18:07"), bad("12 18:07"), unfinished("14 06:00")
+    runs = run("10 18:07"), doubtful("11 18:07"), bad("12 18:07"), unfinished("14 06:00")
     for order in permutations(runs):
         verdict = verdict_of(*order)
         assert (verdict.known_good, verdict.last_success, verdict.concluded, verdict.last_run) == runs
         assert verdict.due == at("12 18:07"), "neither a failed nor a running one moves it"
-        assert (verdict.failures, verdict.line) == (1, ERROR.line)
+        assert (verdict.failures, verdict.line) == (1, ERROR)
         assert [verdict.outcome(run).value for run in runs] == ["succeeded", "succeeded", "failed", "running"]
 
 
@@ -80,8 +72,8 @@ def test_failures_in_a_row_are_those_since_the_last_success(runs: list[Run], fai
 
 
 def test_the_line_that_decides_is_that_of_a_failed_or_an_unsure_one() -> None:
-    assert verdict_of(unsure("13 18:07")).line == UNKNOWN.line
-    assert verdict_of(unsure("10 18:07")).line is None, "it is missed, whatever the run said"
+    assert verdict_of(doubtful("13 18:07")).line == UNKNOWN
+    assert verdict_of(doubtful("10 18:07")).line is None, "it is missed, whatever the run said"
 
 
 def test_a_dump_is_kept_from_its_start_on() -> None:
@@ -152,7 +144,7 @@ def test_the_limit_of_a_run(typical: float | None, max_runtime: float, limit: fl
 
 def test_a_duration_is_known_if_both_ends_are_and_never_negative() -> None:
     assert run("13 18:07", minutes=0).duration == timedelta(0)
-    for unknown in (unfinished("13 18:07"), run("13 18:07", start_logged=False), run("13 18:07", "13 18:06:59")):
+    for unknown in (unfinished("13 18:07"), run("13 18:07", start_logged=False), run("13 18:07", ended="13 18:06:59")):
         assert unknown.duration is None
 
 
@@ -171,7 +163,7 @@ SHORT = Rules(window=2 * HOUR, grace=HOUR, max_runtime=HOUR / 2)
         ("Daily", [BACKED_UP], Rules(grace=timedelta(0)), "14 18:07", ["ok", "missed"]),
         ("Daily", [BACKED_UP], SHORT, "13 20:07", ["ok", "late"]),
         ("Daily", [BACKED_UP], SHORT, "13 21:07", ["late", "missed"]),
-        ("Daily", [unsure("13 18:07")], RULES, "14 18:07", ["unsure", "late"]),
+        ("Daily", [doubtful("13 18:07")], RULES, "14 18:07", ["unsure", "late"]),
         ("Daily", [RUNNING], RULES, "15 06:00", ["running", "stalled"]),
         ("Daily", [RUNNING], SHORT, "14 18:30", ["running", "stalled"]),
         # a running backup is fine until the one before is overdue, and no excuse for one that stalled
@@ -192,7 +184,7 @@ def test_both_sides_of_a_moment(policy: str, runs: list[Run], rules: Rules, mome
 
 
 def test_an_error_is_a_failure_even_if_the_run_has_not_ended() -> None:
-    assert verdict_of(BACKED_UP, run("14 02:00", None, said=ERROR)).status is Status.FAILED
+    assert verdict_of(BACKED_UP, bad("14 02:00")._replace(ended=None)).status is Status.FAILED
 
 
 @pytest.mark.parametrize(
@@ -300,7 +292,7 @@ HOURS = st.integers(0, 40 * 24) | st.sampled_from([1, 3, 12, 24, 27, 48, 744])
 RUNS = st.builds(
     lambda hours, kind: kind((NOW - hours * HOUR).isoformat()[:19]),
     HOURS,
-    st.sampled_from([run, run, unsure, bad, unfinished, unfinished]),
+    st.sampled_from([run, run, doubtful, bad, unfinished, unfinished]),
 )
 
 

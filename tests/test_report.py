@@ -18,7 +18,8 @@ from audit.reports.site import render
 from audit.text import Style
 from tests import findings
 from tests.builders import NOW
-from tests.findings import ENDED, FROZEN, at, failed, finding, ignored, missed, ok, run, stalled, unsure
+from tests.findings import ENDED, FROZEN, audit_of, failed, finding, ignored, missed, ok, stalled, unsure
+from tests.runs import UNKNOWN, at, bad, run, unfinished
 
 COMMAND = "sudo -u backup_audit /opt/backup_audit/backup_audit.py"
 REFUSED = 'pg_dumpall: error: connection to server at "10.0.0.1", port {} failed: Connection refused'
@@ -29,7 +30,7 @@ STATUSES = "|".join((*(status.value for status in Status), "expired", "expiring"
 def mail(*found: Finding, width: int = 1_000, command: str = COMMAND, **more: Any) -> list[str]:
     """The report as cron mails it, mostly a paragraph a line; `more` are fields of the audit, or for whom it is."""
     reader = {name: more.pop(name) for name in ("everything", "terminal") if name in more}
-    audit = findings.site(*found, **more)
+    audit = audit_of(*found, **more)
     return list(render(audit, Style(audit.rules.zone, width), command, **reader))
 
 
@@ -178,8 +179,8 @@ def test_of_many_with_the_same_status_the_first_20_are_listed_and_the_headline_a
 
 def test_containers_that_failed_with_the_same_error_are_one_paragraph() -> None:
     new = [failed(f"lab-{port}", REFUSED.format(port)) for port in (1, 2, 3)]
-    old = [finding(name, run("10 18:07"), run("12 20:00", error=REFUSED.format(4))) for name in ("o-1", "o-2", "o-3")]
-    never = finding("never", run("12 20:00", error=REFUSED.format(5)))
+    old = [finding(name, run("10 18:07"), bad("12 20:00", REFUSED.format(4))) for name in ("o-1", "o-2", "o-3")]
+    never = finding("never", bad("12 20:00", REFUSED.format(5)))
     other = failed("other", "Failed: no reachable servers")
     assert names(mail(*new[:2], other)) == [("NEW", "lab-1"), ("NEW", "lab-2"), ("NEW", "other")], "two are no group"
     together, apart = paragraphs(mail(*new[:2], old[0], never, other))
@@ -201,7 +202,7 @@ def test_containers_that_failed_with_the_same_error_are_one_paragraph() -> None:
 
 def test_runs_that_stalled_within_24_hours_are_one_paragraph() -> None:
     night = [stalled(f"lab-{hour}", f"13 {hour}:07") for hour in (16, 17, 18)]
-    before, almost = (finding(name, run(f"12 18:07:0{name}", None)) for name in "01")
+    before, almost = (finding(name, unfinished(f"12 18:07:0{name}")) for name in "01")
     together, apart = paragraphs(mail(*night, before, rules=KATHMANDU))
     assert together == (
         "NEW",
@@ -224,7 +225,7 @@ def test_unsure_containers_come_with_the_setting_that_teaches_their_line() -> No
     )
     assert apart.startswith("wiki: ")
     settings = [line for line in lines if line.startswith("success_patterns")]
-    assert settings == [text.setting("lab-1: copied 7 of 7", "lab-1"), text.setting(findings.UNKNOWN, "wiki")]
+    assert settings == [text.setting("lab-1: copied 7 of 7", "lab-1"), text.setting(UNKNOWN, "wiki")]
     assert "if that is" not in "".join(mail(unsure(line="password=x strange"))), "a pattern would hold it"
 
 
@@ -301,7 +302,7 @@ def test_a_suspicion_is_worth_a_look_and_not_a_problem() -> None:
     assert lines[:2] == ["2 containers: 2 ok", "No container needs attention; -v lists all."]
     assert lines[-2:] == ["Worth a look:", f"    ok        quick: {note}"]
     assert mail(findings.quick(policy="Never")) == [], "nobody waits for that dump"
-    spoilt = mail(findings.quick(run("14 02:00", error="bad")))
+    spoilt = mail(findings.quick(bad("14 02:00", "bad")))
     assert note in paragraphs(spoilt)[0][2]
     assert "Worth a look:" not in [*spoilt, *mail(missed(), findings.quick(more={"exception": FROZEN}))]
 
@@ -311,7 +312,7 @@ def test_a_suspicion_is_worth_a_look_and_not_a_problem() -> None:
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_colours_change_nothing_but_the_colour(everything: bool) -> None:
-    night = findings.site(*findings.of_every_status(), newest_row=None, ignored=ignored(future=[1]))
+    night = audit_of(*findings.of_every_status(), newest_row=None, ignored=ignored(future=[1]))
     plain, coloured = (
         "\n".join(render(night, Style(width=60, colour=colour), COMMAND, everything)) for colour in (False, True)
     )

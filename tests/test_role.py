@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterator
 import psycopg2
 import pytest
 
-from tests.builders import NOW, TOP, Site
-from tests.conftest import MAIN_AND_OLDEST
+from tests.builders import NOW, Site
 from tests.db4sci import SECRET, document
-from tests.failures import database_of
-from tests.postgres import ADMIN_USER, SUPERUSER, Installation, Server
+from tests.postgres import (
+    ADMIN_USER,
+    MAIN_AND_OLDEST,
+    ROLE,
+    ROLE_REMOVAL,
+    ROLE_SCRIPT,
+    SUPERUSER,
+    Installation,
+    Server,
+    read_only_role,
+)
 from tests.programs import ProgramError
 
-SCRIPT = TOP / "deploy" / "read_only_role.sql"
-UNINSTALL = re.findall(r"^--     (DROP .*;)$", SCRIPT.read_text("utf-8"), re.MULTILINE)
-ROLE = "backup_audit"
-PASSWORD = "of the role: 'x'"
 LIST = (SECRET,)
 ODD_DOCUMENTS = {
     "null": None,
@@ -44,10 +48,9 @@ ODD_DOCUMENTS = {
 def site(
     request: pytest.FixtureRequest, servers: Callable[[Installation], Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    """A site with passwords in tables, files and statistics; each test makes the role as it needs it."""
+    """A site with passwords in tables, files and statistics."""
     server = servers(request.param)
     database = server.create_site()
-    server.add_user(ROLE, PASSWORD)
     site = Site(database.engine, database.settings, tmp_path_factory.mktemp("site"), database)
     for name, data in ODD_DOCUMENTS.items():
         site.container(name, data=data)
@@ -56,17 +59,18 @@ def site(
     database.execute("ANALYZE")
     yield site
     database.drop()
-    server.execute(f"DROP ROLE IF EXISTS {ROLE}")
 
 
-def make_role(site: Site) -> None:
-    database_of(site).psql(SCRIPT)
-    database_of(site).execute(f"ALTER ROLE {ROLE} PASSWORD $${PASSWORD}$$")
+@pytest.fixture(autouse=True)
+def _role(site: Site) -> Iterator[None]:
+    """Each test has the role, as the script makes it."""
+    with read_only_role(site.postgres):
+        yield
 
 
 def told(site: Site, user: str, *statements: str) -> str:
     """All that a role gets to see when it sends statements: rows, notices and errors."""
-    database, seen = database_of(site), list[object]()
+    database, seen = site.postgres, list[object]()
     with database.server.connected(database.name, user) as connection, connection.cursor() as cursor:
         for statement in ("SET default_transaction_read_only = off", *statements):
             try:
@@ -78,8 +82,7 @@ def told(site: Site, user: str, *statements: str) -> str:
 
 
 def test_the_audit_finds_what_it_finds_as_the_owner(site: Site) -> None:
-    make_role(site)
-    database = database_of(site)
+    database = site.postgres
     database.execute(f'ALTER DATABASE "{database.name}" SET search_path = public')  # the role's own path counts
     site.run(site.container("wiki", "Weekly"), "2026-03-13 18:07", "2026-03-13 18:30", error="pg_dump: error: no")
     site.run(0, "2026-03-13 20:07", "2026-03-13 20:30", name="offsite", type="AWS S3")
@@ -133,7 +136,6 @@ FORBIDDEN = [
 
 
 def test_no_way_leads_to_a_password_or_to_a_change(site: Site) -> None:
-    make_role(site)
     for statements in WAYS_TO_A_PASSWORD:
         assert SECRET in told(site, SUPERUSER, *statements), "it is no way at all"
         assert SECRET not in told(site, ROLE, *statements)
@@ -164,31 +166,29 @@ WAYS_AROUND = {
 
 
 def test_run_again_it_takes_back_old_grants_and_refuses_a_role_with_a_way_around(site: Site) -> None:
-    make_role(site)
-    database_of(site).execute(VERSION_2_0)
+    site.postgres.execute(VERSION_2_0)
     assert SECRET in told(site, ROLE, "SELECT data FROM containers", TRAP)
     for way, back in WAYS_AROUND.items():
-        database_of(site).execute(way)
+        site.postgres.execute(way)
         with pytest.raises(ProgramError, match="backup_audit can read passwords"):
-            make_role(site)
-        database_of(site).execute(back)
-    make_role(site)
+            site.postgres.psql(ROLE_SCRIPT)
+        site.postgres.execute(back)
+    site.postgres.psql(ROLE_SCRIPT)
     assert SECRET not in told(site, ROLE, "SELECT data FROM containers", "SELECT data FROM public.containers")
     assert "permission denied" in told(site, ROLE, "INSERT INTO backups (c_id) VALUES (1)")
 
 
 def test_a_superuser_removes_it_and_the_owner_of_the_database_may_make_it(site: Site) -> None:
-    make_role(site)
-    database = database_of(site)
+    database = site.postgres
     owner = f"SELECT viewowner FROM pg_views WHERE schemaname = '{ROLE}'"
     role = f"SELECT rolpassword, rolcanlogin, rolconnlimit, rolsuper FROM pg_authid WHERE rolname = '{ROLE}'"
     assert database.execute(owner) == [(ADMIN_USER,)]
-    for statement in UNINSTALL:
+    for statement in ROLE_REMOVAL:
         database.execute(statement)
     assert database.execute(owner) + database.execute(role) == []
     database.execute(f"ALTER ROLE {ADMIN_USER} CREATEROLE")
     try:
-        database.psql(SCRIPT, user=ADMIN_USER)
+        database.psql(ROLE_SCRIPT, user=ADMIN_USER)
     finally:
         database.execute(f"ALTER ROLE {ADMIN_USER} NOCREATEROLE")
     assert database.execute(owner) == [(ADMIN_USER,)]

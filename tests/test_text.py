@@ -15,7 +15,9 @@ from audit import text
 from audit.policy import DAY, HOUR, LONG_AGO, UTC, Status
 from audit.text import mask, one_line, shorten
 from tests.builders import NOW
-from tests.findings import FROZEN, SECRET, UNKNOWN, at, failed, finding, ignored, ok, quick, run
+from tests.db4sci import SECRET
+from tests.findings import FROZEN, failed, finding, ignored, ok, quick
+from tests.runs import UNKNOWN, at, bad, doubtful, run, unfinished
 
 # --- Harmless ------------------------------------------------------------------------------------------
 
@@ -113,8 +115,8 @@ def test_times_are_of_the_zone_and_name_it() -> None:
 
 # --- Sentences -----------------------------------------------------------------------------------------
 
-GOOD, BROKEN, BAD = run("12 18:07"), run("13 18:07", None), run("13 18:07", error="bad")
-STRANGE, AGAIN = run("13 18:07", unknown="huh"), run("14 06:50", None)
+GOOD, BROKEN, BAD = run("12 18:07"), unfinished("13 18:07"), bad("13 18:07", "bad")
+STRANGE, AGAIN = doubtful("13 18:07", "huh"), unfinished("14 06:50")
 LEFT = "good backup 2026-03-12 18:07 UTC (36.9 h ago)"
 THE_RUN = "the run of 2026-03-13 18:07 UTC (12.9 h ago)"
 UNSURE = f"{THE_RUN} ended with an unrecognised message: huh"
@@ -138,9 +140,9 @@ WITH_A_GOOD_BACKUP = {
 WITHOUT_ONE = {
     "no backup policy: BACKUP_FREQ is missing or not text": finding(policy=None),
     f"{THE_RUN} failed: bad; 2 in a row; running again since 2026-03-14 06:50 UTC": finding(
-        "x", run("13 02:00", None), BAD, AGAIN
+        "x", unfinished("13 02:00"), BAD, AGAIN
     ),
-    f"{THE_RUN} has not ended; the limit is 12 h; 2 in a row": finding("x", BROKEN, run("12 18:07", None)),
+    f"{THE_RUN} has not ended; the limit is 12 h; 2 in a row": finding("x", BROKEN, unfinished("12 18:07")),
     "Daily backup overdue by 48 h": finding(created=at("11 07:00")),
     "Daily backup overdue by 2 h": finding(created=at("13 05:00")),
     "Daily backup overdue, creation lies in the future (2031-01-01 00:00 UTC)": finding(
@@ -156,7 +158,7 @@ REASONS = {
     f"{UNSURE}; last known {LEFT}": finding("x", GOOD, STRANGE),
     f"{UNSURE}; no known good backup as far as the log was read": finding("x", STRANGE),
     f"{THE_RUN} failed: bad; last {LEFT}, whose message is unrecognised": finding(
-        "x", run("12 18:07", unknown="huh"), BAD
+        "x", doubtful("12 18:07", "huh"), BAD
     ),
     "backed up 2026-03-13 18:07 UTC (12.9 h ago), next due 2026-03-14 18:07 UTC": ok(),
     "created 2026-03-14 01:00 UTC (6 h ago), first due 2026-03-15 01:00 UTC": finding(created=at("14 01:00")),
