@@ -34,7 +34,7 @@ COMMON = ("good", "wrong", "never ended", "wrong at start", "wrong, never ended"
 
 
 @dataclass
-class Story:
+class RandomSite:
     """The rows of a random site before they are written; a `c_id` of 0 or less is a job of the whole site."""
 
     rng: random.Random
@@ -116,7 +116,7 @@ class Story:
             self.add(c_id, None, "end", "x", ERROR)
 
 
-def story(seed: int, containers: int = 30) -> Story:
+def random_site(seed: int, containers: int = 30) -> RandomSite:
     """The site of this seed."""
     rng = random.Random(seed)  # noqa: S311 - examples, not secrets
     rules = Rules(
@@ -130,7 +130,7 @@ def story(seed: int, containers: int = 30) -> Story:
         db_timezone=rng.choice(("UTC", *ZONES)),
     )
     at = rng.choice(CLOCKS_CHANGE) + rng.randrange(4 * 86400) * SECOND
-    made = Story(rng, rules, at, rng.choice((7, 30, 60)))
+    made = RandomSite(rng, rules, at, rng.choice((7, 30, 60)))
     for c_id in range(1, containers + 1):
         policy = rng.choice(POLICIES)
         created = rng.choice((None, *[at - 400 * DAY] * 4, made.moment(), made.moment(), at + 300 * SECOND, at + HOUR))
@@ -219,7 +219,7 @@ def seconds(duration: timedelta | None) -> float | None:
     return None if duration is None else duration.total_seconds()
 
 
-def agree(site: Site, made: Story, at: datetime) -> None:
+def agree(site: Site, made: RandomSite, at: datetime) -> None:
     """Assert that audit and oracle say the same of each container."""
     oracle = made.write(site)
     want, got = expected(oracle, at, made.days), told(site, at, made.days)
@@ -230,11 +230,11 @@ def agree(site: Site, made: Story, at: datetime) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_verdicts_and_figures_are_those_of_a_full_read(sqlite_site: Site, seed: int) -> None:
-    made = story(seed)
+    made = random_site(seed)
     for at in (made.at, made.moment() if seed % 2 else made.at + made.rng.uniform(1, 1500) * HOUR):
         agree(sqlite_site, made, at)
 
 
 def test_postgresql_is_read_alike(site: Site) -> None:
-    made = story(SEEDS[0], containers=15)
+    made = random_site(SEEDS[0], containers=15)
     agree(site, made, made.at)
