@@ -65,9 +65,8 @@ class Relay(ThreadingTCPServer):
 @contextmanager
 def relayed(site: Site) -> Iterator[Relay]:
     """A relay that the site's configurations of this block go through, unencrypted."""
-    assert site.database
     direct = site.settings
-    with Relay(site.database.server.port) as relay:
+    with Relay(site.postgres.server.port) as relay:
         site.settings = {**direct, "mydb_admin_port": relay.server_address[1], "libpq_options": {"sslmode": "disable"}}
         site.config()
         threading.Thread(target=relay.serve_forever, args=(0.01,)).start()

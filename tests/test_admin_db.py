@@ -23,7 +23,6 @@ from admin_db import EARLIEST, LATEST
 from models import ActionLog, BackupLog, Base, ContainerRow, ContainerState
 from tests.builders import TOP, Site
 from tests.db4sci import SECRET
-from tests.failures import database_of
 from tests.postgres import ADMIN_USER, SUPERUSER, Server
 
 TS = datetime(2026, 3, 13, 18, 7, 31)
@@ -79,8 +78,8 @@ def test_the_tables_are_the_deployed_ones(any_site: Site) -> None:
 
 def test_a_row_can_be_added_without_an_id_from_psql_and_where_the_ids_have_no_default(own_site: Site) -> None:
     for table in TABLES:
-        database_of(own_site).execute(f"INSERT INTO {table} (name) VALUES ('sales')", user=ADMIN_USER)
-        database_of(own_site).execute(f"ALTER TABLE {table} ALTER COLUMN id DROP DEFAULT")
+        own_site.postgres.execute(f"INSERT INTO {table} (name) VALUES ('sales')", user=ADMIN_USER)
+        own_site.postgres.execute(f"ALTER TABLE {table} ALTER COLUMN id DROP DEFAULT")
     with own_site.session() as session:
         session.add_all([model(name="sales") for model in MODELS])
         for model in MODELS:
@@ -204,7 +203,7 @@ def test_a_writing_session_that_raises_and_an_audit_session_leave_nothing() -> N
 def test_an_error_of_the_block_is_not_hidden_by_the_loss_of_the_connection(site: Site) -> None:
     with pytest.raises(RuntimeError), admin_db.reading_session(site.engine) as session:  # noqa: PT012
         pid = session.scalar(sa.text("SELECT pg_backend_pid()"))
-        database_of(site).execute(f"SELECT pg_terminate_backend({pid}, 10000)")
+        site.postgres.execute(f"SELECT pg_terminate_backend({pid}, 10000)")
         raise RuntimeError
 
 
@@ -385,7 +384,7 @@ def test_all_columns_that_the_audit_reads_are_tried_and_no_others(sqlite_site: S
 
 
 def test_whether_a_role_may_write_to_what_the_audit_reads(site: Site) -> None:
-    url, passfile = database_of(site).url.set(username=SUPERUSER), site.settings["pgpass_file"]
+    url, passfile = site.postgres.url.set(username=SUPERUSER), site.settings["pgpass_file"]
     engine = admin_db.make_engine(url, libpq={"passfile": passfile})
     grants = {"SELECT, REFERENCES ON containers, container_state, backups": False}
     grants |= {f"{privilege} ON {table}": True for privilege, table in product(WRITES, READ)}

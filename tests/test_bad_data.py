@@ -297,9 +297,8 @@ SESSION = [
 
 
 def test_settings_of_the_database_do_not_matter(own_site: Site) -> None:
-    assert own_site.database
     for setting in SESSION:
-        own_site.database.execute(f'ALTER DATABASE "{own_site.database.name}" SET {setting}')
+        own_site.postgres.execute(f'ALTER DATABASE "{own_site.postgres.name}" SET {setting}')
     own_site.engine.dispose()
     now = own_site.clock()
     own_site.container("fresh", created=now - HOUR)

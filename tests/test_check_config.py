@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from audit import database
-from tests.builders import Site
+from tests.builders import Site, tree
 from tests.db4sci import SECRET
-from tests.failures import LAST_GOOD, database_of, passwords, tree
+from tests.failed_audits import LAST_GOOD, passwords
 from tests.postgres import ADMIN_USER, HOST, SUPERUSER
 
 STEPS = ["settings", "host", "login", "tables", "containers", "clock", "log", "textfile", "textfile"]
@@ -107,7 +107,7 @@ def test_the_way_to_the_server_the_password_and_the_privileges(own_site: Site) -
         assert problem in failed(own_site, after="host")
     made_ready(own_site).config(container_host=f"db..example.invalid,{HOST}")
     status, steps = checklist(own_site)
-    answers = f"{HOST}, port {database_of(own_site).server.port}, answers: PostgreSQL "
+    answers = f"{HOST}, port {own_site.postgres.server.port}, answers: PostgreSQL "
     assert (status, steps[1][2].startswith(answers)) == (0, True)
     own_site.config(libpq_options={"options": "-c post_auth_delay=1"}, admin_user=SUPERUSER)
     ((result, _, text),) = [step for step in checklist(own_site)[1] if step[1] == "clock"]
@@ -115,7 +115,7 @@ def test_the_way_to_the_server_the_password_and_the_privileges(own_site: Site) -
     assert float(text.removeprefix("this host and the server differ by ").removesuffix(" s")) < 0.4
     own_site.config()
     assert "\nnote    login: the connection is not encrypted (TLS)" in own_site.audit("--check-config").out
-    database_of(own_site).execute(f"REVOKE SELECT ON backups FROM {ADMIN_USER}", SUPERUSER)
+    own_site.postgres.execute(f"REVOKE SELECT ON backups FROM {ADMIN_USER}", SUPERUSER)
     assert "a privilege is missing" in failed(own_site, after="login")
 
 
@@ -249,7 +249,7 @@ def test_messages_that_end_at_100_characters(ready: Site) -> None:
 
 def test_a_password_in_the_url_is_noted(site: Site) -> None:
     made_ready(site)
-    database = database_of(site)
+    database = site.postgres
     url = database.url.set(password=database.server.passwords[ADMIN_USER]).render_as_string(hide_password=False)
     site.config(**dict.fromkeys(site.settings), database_url=url)
     ((result, step, text),) = odd(site)

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from tests.builders import NOW, TOP, Result, Site
-from tests.failures import SUCCESS, assert_complaint, failure, files, published
+from tests.builders import NOW, TOP, Result, Site, files
+from tests.failed_audits import SUCCESS, assert_complaint, complaint_of_failed_audit, publish_good_audit
 
 AT = ("--at", NOW.isoformat())
 
@@ -39,9 +39,10 @@ def test_only_the_nightly_audit_writes_files(sqlite_site: Site) -> None:
 def test_a_moment_or_period_that_is_none(sqlite_site: Site) -> None:
     sqlite_site.container()
     for more in ((), ("sales",), ("--history", "30"), ("--output", "audit.prom")):
-        assert "is not a time: use ISO 8601" in failure(sqlite_site, "--at", "nonsense", *more, publishes=False)
+        said = complaint_of_failed_audit(sqlite_site, "--at", "nonsense", *more, publishes=False)
+        assert "is not a time: use ISO 8601" in said
     for text in ("", "2026-13"):
-        assert "is not a period" in failure(sqlite_site, f"--history={text}", publishes=False)
+        assert "is not a period" in complaint_of_failed_audit(sqlite_site, f"--history={text}", publishes=False)
 
 
 def test_exit_statuses_and_how_much_is_printed(sqlite_site: Site) -> None:
@@ -55,7 +56,7 @@ def test_exit_statuses_and_how_much_is_printed(sqlite_site: Site) -> None:
 
 
 def test_a_calm_site_has_nothing_to_mail(sqlite_site: Site) -> None:
-    published(sqlite_site)
+    publish_good_audit(sqlite_site)
     assert sqlite_site.audit() == Result(0, "", "")
     assert sqlite_site.audit(terminal=True).out.startswith("2 containers: ")
     assert "sales" in sqlite_site.audit("-v").out
@@ -76,7 +77,7 @@ def test_a_folder_that_has_been_deleted_may_be_the_current_one(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 def test_what_root_fails_at_says_nothing_about_another_users_audit(sqlite_site: Site) -> None:
-    published(sqlite_site)
+    publish_good_audit(sqlite_site)
     before = sqlite_site.runfile.read_bytes()
     sqlite_site.config(database_url="sqlite:////nowhere/x.db")
     os.chown(sqlite_site.runfile, 54321, 54321)

@@ -17,9 +17,9 @@ import admin_db
 from audit import database, settings
 from audit.errors import AuditError
 from audit.settings import Connection
-from tests.builders import Site
+from tests.builders import Site, unprivileged
 from tests.db4sci import SECRET
-from tests.failures import assert_complaint, database_of, failure, meanwhile, passwords, unprivileged, within
+from tests.failed_audits import assert_complaint, complaint_of_failed_audit, meanwhile, passwords, within
 from tests.postgres import ADMIN_USER, HOST
 
 
@@ -141,7 +141,7 @@ def test_unknown_hosts_closed_ports_sockets_and_other_servers(site: Site) -> Non
 
 
 def test_a_password_that_is_wrong_or_is_not_found(site: Site) -> None:
-    server, path = database_of(site).server, site.folder / "pgpass"
+    server, path = site.postgres.server, site.folder / "pgpass"
     place = f"{HOST}:{server.port}/mydb_admin"
 
     def refusal(line: str = f"*:*:*:*:{SECRET}", mode: int = 0o600, **values: Any) -> tuple[str, str]:
@@ -152,7 +152,7 @@ def test_a_password_that_is_wrong_or_is_not_found(site: Site) -> None:
     said, advice = refusal(admin_user="stranger")
     assert said.startswith(f"stranger@{place}: the password was refused (")
     assert advice == f"check admin_user, and the password in {path}"
-    url = database_of(site).url.set(password=SECRET).render_as_string(hide_password=False)
+    url = site.postgres.url.set(password=SECRET).render_as_string(hide_password=False)
     assert refused(site, database_url=url)[1] == "check database_url, and the password in database_url"
     for mode in (0o640, 0o602):
         said, advice = refusal(mode=mode)
@@ -175,7 +175,7 @@ def test_a_password_that_is_wrong_or_is_not_found(site: Site) -> None:
 
 
 def test_missing_tables_columns_and_privileges(own_site: Site) -> None:
-    execute, name = database_of(own_site).execute, database_of(own_site).name
+    execute, name = own_site.postgres.execute, own_site.postgres.name
     checks = f"check that {name} "
     no_schema = "ALTER SCHEMA public OWNER TO postgres; REVOKE USAGE ON SCHEMA public FROM PUBLIC"
     for change, problem, step in (
@@ -197,7 +197,8 @@ def test_missing_tables_columns_and_privileges(own_site: Site) -> None:
 def test_a_file_that_is_not_an_admin_database(tmp_path: Path) -> None:
     path = tmp_path / "admin.db"
     nowhere = Site(create_engine("sqlite://"), {"database_url": f"sqlite:///{path}"}, tmp_path)
-    assert "cannot open the file (" in (said := failure(nowhere))  # checks as well that no file is made
+    said = complaint_of_failed_audit(nowhere)  # checks as well that no file is made
+    assert "cannot open the file (" in said
     assert said.endswith("): check the path in database_url\n")
     for content, problem, step in (
         (b"this is a text, not a database. " * 100, "not an SQLite database", "check the path in database_url"),

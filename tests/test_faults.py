@@ -17,17 +17,9 @@ import pytest
 
 from audit import database
 from tests.builders import Result, Site
-from tests.failures import (
-    assert_not_done,
-    database_of,
-    locked_log,
-    meanwhile,
-    published,
-    wait_until,
-    waiting_backends,
-    within,
-)
+from tests.failed_audits import assert_not_done, locked_log, meanwhile, publish_good_audit, waiting_backends, within
 from tests.postgres import HOST
+from tests.programs import wait_until
 from tests.relay import relayed
 
 PROMPTLY = 2.0
@@ -38,15 +30,15 @@ PROMPTLY = 2.0
 
 
 def test_the_connection_is_terminated_between_the_reads_or_breaks_after_any_number_of_bytes(site: Site) -> None:
-    published(site)
+    publish_good_audit(site)
     site.container("without a run")  # judged on its whole log, in one more read
-    theirs = f"application_name = 'backup_audit' AND datname = '{database_of(site).name}' AND state LIKE 'idle%'"
+    theirs = f"application_name = 'backup_audit' AND datname = '{site.postgres.name}' AND state LIKE 'idle%'"
     terminate = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {theirs}"
     with relayed(site) as relay:
         assert site.audit("-q").status == 2
         good, whole = site.textfile.read_bytes(), len(relay.heard)
         for number in (1, 2, 3):
-            relay.at_query = {number: lambda: database_of(site).execute(terminate)}
+            relay.at_query = {number: lambda: site.postgres.execute(terminate)}
             with within(PROMPTLY):
                 result = site.audit()
             assert_not_done(site, result, good, "the server ended the connection")
@@ -65,18 +57,18 @@ def audit_of_a_locked_log(site: Site, act: Callable[[int], object]) -> Result:
     """What an audit comes to whose query waits for a lock, when `act` has got the process id of its backend."""
 
     def wait_and_act() -> None:
-        wait_until(lambda: waiting_backends(database_of(site)))
-        act(waiting_backends(database_of(site))[0])
+        wait_until(lambda: waiting_backends(site.postgres))
+        act(waiting_backends(site.postgres)[0])
 
     with locked_log(site), within(PROMPTLY), meanwhile(wait_and_act):
         return site.audit()
 
 
 def test_a_query_that_waits_ends_with_query_timeout_or_when_it_is_ended(site: Site) -> None:
-    good = published(site)
+    good = publish_good_audit(site)
 
     def call(function: str) -> Callable[[int], object]:
-        return lambda pid: database_of(site).execute(f"SELECT {function}({pid})")
+        return lambda pid: site.postgres.execute(f"SELECT {function}({pid})")
 
     result = audit_of_a_locked_log(site, call("pg_cancel_backend"))
     assert_not_done(site, result, good, "somebody cancelled the query (canceling statement due to user request)")
@@ -89,7 +81,7 @@ def test_a_query_that_waits_ends_with_query_timeout_or_when_it_is_ended(site: Si
 
 
 def test_a_frozen_query_ends_some_seconds_after_query_timeout(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, waits = published(site), database.interruptible_waits
+    good, waits = publish_good_audit(site), database.interruptible_waits
     site.config(query_timeout=1)
     # 1 second instead of 5
     monkeypatch.setattr(
@@ -113,7 +105,7 @@ def test_a_frozen_query_ends_some_seconds_after_query_timeout(site: Site, monkey
 
 
 def test_a_server_that_answers_byte_by_byte_ends_with_connect_timeout(site: Site) -> None:
-    good = published(site)
+    good = publish_good_audit(site)
     ended = threading.Event()
 
     def drip() -> None:

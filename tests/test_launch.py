@@ -14,8 +14,8 @@ import pytest
 
 from audit.launch import OLDEST, PACKAGES
 from audit.options import VERSION
-from tests.builders import TOP, Result, Site
-from tests.failures import as_result, assert_complaint, published, unprivileged
+from tests.builders import TOP, Result, Site, unprivileged
+from tests.failed_audits import assert_complaint, publish_good_audit
 
 PROGRAM = TOP / "backup_audit.py"
 BARE = (sys.executable, "-S", "-E")
@@ -24,7 +24,7 @@ BARE = (sys.executable, "-S", "-E")
 
 def run(*words: str | Path, **options: Any) -> Result:
     command = [str(word) for word in words]
-    return as_result(subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=60, **options))
+    return Result.of(subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=60, **options))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ for job in jobs:
 
 
 def test_a_job_imports_what_is_its_own(sqlite_site: Site) -> None:
-    published(sqlite_site)
+    publish_good_audit(sqlite_site)
     config = ["--config", str(sqlite_site.folder / "mydb_config.py")]
     jobs = (["--version"], [*config, "-q"], [*config, "--history", "30", "--csv"])
     said = run(sys.executable, "-c", _JOBS, PROGRAM, *map(json.dumps, jobs), cwd=TOP).err

@@ -8,7 +8,6 @@ import pytest
 from psycopg2.errors import UniqueViolation
 
 from tests.builders import TOP, Site
-from tests.failures import database_of
 from tests.postgres import ADMIN_USER
 
 SCRIPT = TOP / "deploy" / "log_index.sql"
@@ -23,7 +22,7 @@ LAST_DAYS = "EXPLAIN SELECT c_id FROM backups WHERE ts >= '2026-07-10' OR ts IS 
 
 
 def test_the_index_can_be_made_again_is_used_and_can_be_mended_and_dropped(own_site: Site) -> None:
-    database = database_of(own_site)
+    database = own_site.postgres
 
     def plan() -> str:
         return "\n".join(line for (line,) in database.execute(LAST_DAYS))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from audit.policy import DAY, HOUR
 from tests.builders import NOW, Site
-from tests.failures import database_of
 from tests.postgres import ADMIN_USER, clear
 
 AT = ("--at", NOW.isoformat())
@@ -20,7 +19,7 @@ SELECTS = 5
 
 def fill(site: Site, tens: int, well: bool) -> None:
     """Tens of containers; unless all is well, of ten four have no backup of last night, two failed, and two are new."""
-    clear(database_of(site))
+    clear(site.postgres)
     for number in range(10 * tens):
         kind = 0 if well else number % 5
         policy = "Never" if number % 10 == 0 else "Daily"
@@ -32,7 +31,7 @@ def fill(site: Site, tens: int, well: bool) -> None:
 
 def log_of(site: Site) -> str:
     """The log of the site's server."""
-    return (database_of(site).server.folder / "log").read_text("utf-8")
+    return (site.postgres.server.folder / "log").read_text("utf-8")
 
 
 def statements_of_audits(log: str) -> list[str]:
@@ -61,8 +60,8 @@ EXPECTED: dict[bool, Callable[[int], dict[str, int]]] = {
 
 
 def test_the_number_of_selects_is_the_same_for_any_number_of_containers(own_site: Site) -> None:
-    name = database_of(own_site).name
-    database_of(own_site).execute(f"ALTER ROLE {ADMIN_USER} IN DATABASE {name} SET log_statement = 'all'")
+    name = own_site.postgres.name
+    own_site.postgres.execute(f"ALTER ROLE {ADMIN_USER} IN DATABASE {name} SET log_statement = 'all'")
     for well, expected in EXPECTED.items():
         for tens in (1, 3):
             fill(own_site, tens, well)

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 import admin_db
-from tests.builders import NOW, Site
-from tests.failures import database_of, failure, tree, unprivileged
+from tests.builders import NOW, Site, tree, unprivileged
+from tests.failed_audits import complaint_of_failed_audit
 from tests.postgres import SUPERUSER
 
 
@@ -25,7 +25,7 @@ def assert_every_command_works(site: Site) -> None:
 
 def contents(site: Site) -> list[Any]:
     """What a writer could have changed in the database: rows, sequences, and what there is."""
-    execute = database_of(site).execute
+    execute = site.postgres.execute
     tables = ("containers", "container_state", "action_log", "backups")
     rows = [execute(f"SELECT ctid, xmin, * FROM {table} ORDER BY id") for table in tables]
     sequences = [execute(f"SELECT last_value, is_called FROM {table}_id_seq") for table in tables]
@@ -47,7 +47,7 @@ WAYS_AROUND = [
 def test_even_as_a_superuser_the_audit_cannot_write(own_site: Site) -> None:
     own_site.run(own_site.container("sales"), "2026-03-13 18:07", "2026-03-13 18:30")
     before = contents(own_site)
-    url = database_of(own_site).url.set(username=SUPERUSER)
+    url = own_site.postgres.url.set(username=SUPERUSER)
     engine = admin_db.make_engine(url, read_only=True, libpq={"passfile": own_site.settings["pgpass_file"]})
     for *first, last in WAYS_AROUND:
         with engine.connect() as connection:
@@ -111,4 +111,4 @@ def test_a_journal_that_a_crashed_writer_left_and_that_has_to_be_rolled_back_is_
     shutil.rmtree(folder)
     crashed.rename(folder)
     assert (folder / "admin.db-journal").exists()
-    assert failure(filed).startswith(f"backup_audit: {folder / 'admin.db'}: ")  # and all is as it was
+    assert complaint_of_failed_audit(filed).startswith(f"backup_audit: {folder / 'admin.db'}: ")  # and all is as it was

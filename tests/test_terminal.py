@@ -19,18 +19,9 @@ import pytest
 import backup_audit
 from audit import terminal, textfile
 from tests.builders import NOW, TOP, Result, Site, series
-from tests.failures import (
-    SUCCESS,
-    as_result,
-    assert_not_done,
-    database_of,
-    locked_log,
-    published,
-    wait_until,
-    waiting_backends,
-    within,
-)
+from tests.failed_audits import SUCCESS, assert_not_done, locked_log, publish_good_audit, waiting_backends, within
 from tests.postgres import ADMIN_USER, HOST
+from tests.programs import wait_until
 
 PROGRAM = str(TOP / "backup_audit.py")
 AT = ("--at", NOW.isoformat())
@@ -63,7 +54,7 @@ def stop(program: subprocess.Popen[str], how: signal.Signals) -> Result:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc to see process titles")
 def test_a_waiting_audit_shows_no_password_in_a_process_title_and_ends_at_a_signal(site: Site) -> None:
-    good, database = published(site), database_of(site)
+    good, database = publish_good_audit(site), site.postgres
     password = database.server.passwords[ADMIN_USER]
     url = database.url.set(password=password).render_as_string(hide_password=False)
     site.config(**dict.fromkeys(site.settings), database_url=url)
@@ -77,7 +68,7 @@ def test_a_waiting_audit_shows_no_password_in_a_process_title_and_ends_at_a_sign
 
 
 def test_a_signal_while_the_server_does_not_answer(site: Site) -> None:
-    good = published(site)
+    good = publish_good_audit(site)
     with create_server((HOST, 0)) as listener:
         site.config(mydb_admin_port=listener.getsockname()[1], connect_timeout=60)
         with running(site) as audit:
@@ -115,7 +106,7 @@ def test_a_signal_at_the_end_changes_nothing(sqlite_site: Site, monkeypatch: pyt
 
         monkeypatch.setattr(textfile, name, signalled)
 
-    published(sqlite_site)
+    publish_good_audit(sqlite_site)
     signal_before("overwrite", signal.SIGINT)  # that is, before the run file
     prepare(io.StringIO())
     assert sqlite_site.audit("-q") == Result(0, "", "")
@@ -145,12 +136,12 @@ def without_time(exposition: bytes) -> list[bytes]:
     ids=["an empty environment", "nothing but ASCII, an odd zone, variables of libpq"],
 )
 def test_the_textfile_is_the_same_however_the_audit_is_started(site: Site, umask: int, env: dict[str, str]) -> None:
-    good = published(site)
+    good = publish_good_audit(site)
     for path in (site.textfile, site.runfile):
         path.unlink()
     command = [sys.executable, PROGRAM, "--config", str(site.folder / "mydb_config.py")]
     ran = subprocess.run(command, cwd="/", env=env, umask=umask, capture_output=True, encoding="utf-8", check=False)
-    assert as_result(ran) == Result(0, "", "")
+    assert Result.of(ran) == Result(0, "", "")
     assert without_time(site.textfile.read_bytes()) == without_time(good)
     assert [path.stat().st_mode & 0o7777 for path in (site.textfile, site.runfile)] == [0o644, 0o644]
     samples = site.samples(site.runfile)
@@ -186,7 +177,7 @@ def audit_into_a_full_device(site: Site, *words: str) -> int:
 
 
 def test_head_ends_the_report_quietly(sqlite_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    published(sqlite_site)
+    publish_good_audit(sqlite_site)
     for buffering in (1, -1):  # the first line fails, and the last one
         reader, writer = os.pipe()
         os.close(reader)
@@ -197,7 +188,7 @@ def test_head_ends_the_report_quietly(sqlite_site: Site, capsys: pytest.CaptureF
 
 
 def test_a_report_that_cannot_be_printed_is_a_failed_run(sqlite_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    good = published(sqlite_site)
+    good = publish_good_audit(sqlite_site)
     problem = "backup_audit: cannot print the report ({}): check where stdout goes\n"
     for words in ("--output -", "--history 30", "--check-config", "sales", "-v"):
         assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1

@@ -14,16 +14,8 @@ import pytest
 
 from audit import textfile
 from audit.errors import AuditError
-from tests.builders import TOP, Result, Site
-from tests.failures import (
-    LAST_GOOD,
-    assert_not_done,
-    files,
-    fill_disk,
-    published,
-    small_disk,
-    tree,
-)
+from tests.builders import TOP, Result, Site, files, tree
+from tests.failed_audits import LAST_GOOD, assert_not_done, fill_disk, publish_good_audit, small_disk
 
 MODE = 0o644
 WAYS: dict[str, Callable[[Path], None]] = {
@@ -132,7 +124,7 @@ def test_a_full_disk(sqlite_site: Site) -> None:
     """The run file of the good run before is overwritten in place: its success 1 would be a lie."""
     sqlite_site.config()
     with small_disk(sqlite_site.textfile.parent):
-        good = published(sqlite_site)
+        good = publish_good_audit(sqlite_site)
         filler = fill_disk(sqlite_site.textfile.parent)
         result = sqlite_site.audit()
         (said,) = problems(sqlite_site.runfile, "try_out")

@@ -1,8 +1,7 @@
-"""What every failure of an audit has in common, and what makes an audit fail."""
+"""Audits that fail: what they have in common, and what makes them fail."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import subprocess
@@ -12,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from tests.builders import Result, Site, series
+from tests.builders import Result, Site, files, series, tree
 from tests.db4sci import SECRET
 from tests.postgres import Database
 
@@ -27,7 +25,7 @@ SLACK = 6.0
 """Seconds beyond those promised that a busy machine may take."""
 
 
-def failure(site: Site, *argv: str | Path, publishes: bool = True) -> str:
+def complaint_of_failed_audit(site: Site, *argv: str | Path, publishes: bool = True) -> str:
     """What a failing audit says on stderr, after all that every failure has in common has been checked.
 
     With `publishes` the run file tells of the failure; without, nothing at all is written.
@@ -69,7 +67,7 @@ def assert_not_done(site: Site, result: Result, good: bytes, problem: str = "") 
     assert files(site) == [site.textfile.name, site.runfile.name]
 
 
-def published(site: Site) -> bytes:
+def publish_good_audit(site: Site) -> bytes:
     """The textfile after an audit of a site that is well, made with two containers if it is empty."""
     if not site.names:
         now = site.clock()
@@ -83,42 +81,10 @@ def published(site: Site) -> bytes:
     return site.textfile.read_bytes()
 
 
-def files(site: Site) -> list[str]:
-    """What lies in the folder of the textfiles, temporary files included."""
-    return sorted(path.name for path in site.textfile.parent.iterdir())
-
-
-def as_result(answer: subprocess.CompletedProcess[str]) -> Result:
-    return Result(answer.returncode, answer.stdout, answer.stderr)
-
-
 def passwords(site: Site) -> list[str]:
     """All that must never come out."""
     server = site.database.server if site.database else None
     return [SECRET, *(word.lstrip("\\:'") for word in (server.passwords.values() if server else ()))]
-
-
-def tree(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What lies in a folder, and what tells whether it was touched; works for files that nobody may read."""
-    found = {}
-    for path in (folder, *folder.rglob("*")):
-        about = path.lstat()
-        touched = (about.st_ino, about.st_size, about.st_mtime_ns) if path.is_file() else ()
-        found[str(path.relative_to(folder))] = (about.st_mode, *touched)
-    return found
-
-
-def unprivileged() -> dict[str, Any]:
-    """Options of a process in which permissions count for root as well."""
-    if os.geteuid() != 0:
-        return {}
-    libc = ctypes.CDLL(None)
-
-    def drop() -> None:
-        for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
-            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: in force from the exec on
-
-    return {"preexec_fn": drop}
 
 
 @contextmanager
@@ -143,12 +109,6 @@ def fill_disk(folder: Path) -> Path:
 
 
 # --- Servers that make an audit wait ---------------------------------------------------------------------
-
-
-def database_of(site: Site) -> Database:
-    """The PostgreSQL database of a site that has one."""
-    assert site.database
-    return site.database
 
 
 @contextmanager
@@ -184,10 +144,3 @@ def meanwhile(action: Callable[[], object]) -> Iterator[None]:
         future = other.submit(action)
         yield
         future.result()
-
-
-def wait_until(ready: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not ready():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.01)
