@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 import admin_db
 from admin_db import LogRow
 from audit import messages
-from audit.messages import NOTHING_SAID, Patterns, Said
+from audit.messages import Patterns, Said
 from audit.policy import (
     TYPICAL_PERIOD,
     Container,
@@ -95,34 +95,25 @@ def fold(entries: Iterable[Entry]) -> list[Run]:
 
     Entries of one `backup_id` are a run; a start begins another one if there has been a start with another stamp.
     """
-    runs: list[list[Entry]] = []
-    newest: dict[str, list[Entry]] = {}
-    for entry in sorted(entries):
-        run = newest.get(entry.backup_id)
-        if run is None or not (entry.is_end or all(one.is_end or one.stamp == entry.stamp for one in run)):
-            run = newest[entry.backup_id] = []
+    runs: list[Run] = []
+    newest: dict[str, Run] = {}
+    for stamp, is_end, _, backup_id, kind, url, said, message, is_cut in sorted(entries):
+        run = newest.get(backup_id)
+        if run is None or not (is_end or not run.start_logged or run.started == stamp):
+            run = newest[backup_id] = Run(stamp, backup_id, start_logged=False)
             runs.append(run)
-        run.append(entry)
-    return list(map(_run, runs))
-
-
-def _run(entries: list[Entry]) -> Run:
-    """What the entries of one run, the earliest first, come to."""
-    first = entries[0]
-    started = ended = None
-    kind, url, said, is_cut = "", "", NOTHING_SAID, False
-    for entry in entries:
-        if entry.is_end:
-            ended = entry.stamp
-        elif started is None:
-            started = entry.stamp
-        kind = kind or entry.type
-        url = entry.url or url
-        is_cut = is_cut or entry.is_cut
-        if entry.said.meaning > said.meaning:
-            said = entry.said
-    message = "\n".join(dict.fromkeys([entry.message for entry in entries if entry.message]))
-    return Run(started or first.stamp, first.backup_id, kind, ended, said, started is not None, url, message, is_cut)
+        if is_end:
+            run.ended = stamp
+        elif not run.start_logged:
+            run.started, run.start_logged = stamp, True
+        if said.meaning > run.said.meaning:
+            run.said = said
+        run.type = run.type or kind
+        run.url = url or run.url
+        run.is_cut = run.is_cut or is_cut
+        if message and message != run.message:
+            run.message = f"{run.message}\n{message}" if run.message else message
+    return runs
 
 
 @dataclass

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import cached_property
-from typing import NamedTuple
 
-from audit.messages import Meaning, Said
+from audit.messages import NOTHING_SAID, Meaning, Said
 
 UTC = timezone.utc
 HOUR = timedelta(hours=1)
@@ -127,14 +126,15 @@ class Moment:
         return cls(now, now, now - DAY, hides_later=True)
 
 
-class Run(NamedTuple):
+@dataclass(slots=True)
+class Run:
     """One backup run: log rows that share `c_id` and `backup_id`, of which only one is a start."""
 
     started: datetime
     backup_id: str
     type: str = ""
     ended: datetime | None = None
-    said: Said = Said(Meaning.FINE, None)
+    said: Said = NOTHING_SAID
     """What its worst message means, and the line that decides."""
     start_logged: bool = True
     """False if only `end` rows are known; `started` is then the moment of the end."""
@@ -257,7 +257,7 @@ class Verdict:
 
 def newest_first(runs: Iterable[Run]) -> list[Run]:
     """Runs by their starts, the newest first."""
-    return sorted(runs, key=lambda run: run[:2], reverse=True)
+    return sorted(runs, key=lambda run: (run.started, run.backup_id), reverse=True)
 
 
 def utc_from_local(local: datetime, zone: tzinfo) -> datetime:

@@ -12,7 +12,7 @@ from typing import Any
 
 from audit.auditor import Audit, Finding
 from audit.log import IgnoredRows
-from audit.policy import DAY, HOUR, UTC, Container, Rules, Run, judge
+from audit.policy import DAY, HOUR, UTC, Container, Rules, Run, judge, newest_first
 from audit.settings import AcceptedException
 from tests.builders import NOW
 from tests.db4sci import CREATED, SECRET
@@ -42,10 +42,10 @@ def finding(
     yesterday = None
     if container.created and container.created <= NOW - DAY:
         early = [one for one in runs if one.started <= NOW - DAY]
-        seen = [one if one.ended and one.ended <= NOW - DAY else one._replace(ended=None) for one in early]
+        seen = [one if one.ended and one.ended <= NOW - DAY else replace(one, ended=None) for one in early]
         yesterday = judge(container, seen, NOW - DAY, rules).status
-    newest_first = tuple(sorted(runs, reverse=True))
-    return Finding(judge(container, runs, NOW, rules), yesterday, **{"runs": newest_first, **(more or {})})
+    found = tuple(newest_first(runs))
+    return Finding(judge(container, runs, NOW, rules), yesterday, **{"runs": found, **(more or {})})
 
 
 def ok(name: str = "sales", **facts: Any) -> Finding:

@@ -29,14 +29,13 @@ def at(text: str) -> datetime:
 def run(started: str | datetime, minutes: float = 23, *, ended: str = "", **more: Any) -> Run:
     """A good run that took so many minutes, if its end is not given; `more` are further fields."""
     begin = at(started) if isinstance(started, str) else started
-    return Run(
-        begin,
-        f"{begin:%Y%m%d-%H:%M:%S}",
-        "Daily",
-        ended=at(ended) if ended else begin + minutes * MINUTE,
-        url=f"s3://site-backups/prod/{begin:%Y-%m-%d}",
-        message=FINE,
-    )._replace(**more)
+    usual = {
+        "type": "Daily",
+        "ended": at(ended) if ended else begin + minutes * MINUTE,
+        "url": f"s3://site-backups/prod/{begin:%Y-%m-%d}",
+        "message": FINE,
+    }
+    return Run(begin, f"{begin:%Y%m%d-%H:%M:%S}", **{**usual, **more})
 
 
 def bad(started: str | datetime, message: str = ERROR, minutes: float = 23, **more: Any) -> Run:
@@ -51,7 +50,7 @@ def doubtful(started: str | datetime, message: str = UNKNOWN, minutes: float = 2
 
 def unfinished(started: str | datetime, **more: Any) -> Run:
     """A run that has no end, and said nothing wrong."""
-    return run(started, url="", **more)._replace(ended=None)
+    return run(started, **{"url": "", "ended": None, **more})
 
 
 def nights(*days: int, minutes: float = 23) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from audit import text
@@ -97,7 +98,7 @@ def test_the_details_have_the_last_ten_runs_newest_first() -> None:
 
 def test_texts_are_whole() -> None:
     error = f"pg_dump: error: {'e' * 5_000}"
-    one = only(finding("n" * 500, bad("14 02:00", error)._replace(message=f"{FINE}\n{error}\nmore")))
+    one = only(finding("n" * 500, replace(bad("14 02:00", error), message=f"{FINE}\n{error}\nmore")))
     assert (one["name"], one["last_run"]["message"]) == ("n" * 500, f"{FINE}\n{error}\nmore")
     assert one["last_run"]["error"] == error
     assert f"failed: {error}; no good backup" in one["reason"]

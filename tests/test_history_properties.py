@@ -50,7 +50,7 @@ class Case:
     def verdict(self, now: datetime) -> Verdict:
         """What an audit at a moment says, from the log as it was then."""
         begun = (run for run in self.runs if run.started <= now)
-        seen = [run if run.ended and run.ended <= now else run._replace(ended=None, said=FINE) for run in begun]
+        seen = [run if run.ended and run.ended <= now else replace(run, ended=None, said=FINE) for run in begun]
         return judge(self.container, seen, now, self.rules)
 
     def base(self, verdict: Verdict) -> datetime:
@@ -64,7 +64,8 @@ class Case:
     def bad_runs(self) -> list[Run]:
         """The runs that have failed or stalled by the end, oldest first."""
         verdict = judge(self.container, self.runs, self.end, self.rules)
-        return sorted(run for run in self.runs if verdict.outcome(run) in (Outcome.FAILED, Outcome.STALLED))
+        ordered = sorted(self.runs, key=lambda run: (run.started, run.backup_id))
+        return [run for run in ordered if verdict.outcome(run) in (Outcome.FAILED, Outcome.STALLED)]
 
 
 def steps(hours: int) -> st.SearchStrategy[timedelta]:
@@ -93,7 +94,7 @@ def cases(draw: st.DrawFn) -> Case:
         said = Said(Meaning.ERROR, ERROR) if ended and draw(st.integers(0, 3)) == 0 else FINE
         run = Run(started, str(number), ended=ended, said=said)
         whole = ended is None or draw(st.integers(0, 4)) > 0
-        runs.append(run if whole else run._replace(started=ended or started, start_logged=False))
+        runs.append(run if whole else replace(run, started=ended or started, start_logged=False))
     period = replace(
         last_days(draw(st.integers(1, 3)), end, rules.zone),
         now=draw(st.sampled_from([end, end + 30 * DAY])),

@@ -184,7 +184,7 @@ def test_both_sides_of_a_moment(policy: str, runs: list[Run], rules: Rules, mome
 
 
 def test_an_error_is_a_failure_even_if_the_run_has_not_ended() -> None:
-    assert verdict_of(BACKED_UP, bad("14 02:00")._replace(ended=None)).status is Status.FAILED
+    assert verdict_of(BACKED_UP, replace(bad("14 02:00"), ended=None)).status is Status.FAILED
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,8 @@ class _Report:
         of_them = "" if not new else ", all new" if new == len(cause) else f", {new} new"
         which = ", ".join(names) if self.everything else text.first_few(names)
         told = "; ".join((self._what(cause), *self._left(cause)))
-        return Paragraph("NEW" if new else "", *_status(cause[0]), f"{len(cause)} containers{of_them} ({which}): {told}")
+        sentence = f"{len(cause)} containers{of_them} ({which}): {told}"
+        return Paragraph("NEW" if new else "", *_status(cause[0]), sentence)
 
     def _what(self, cause: list[Finding]) -> str:
         starts = sorted(run.started for run in map(_stalled_run, cause) if run)
