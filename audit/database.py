@@ -22,6 +22,8 @@ from audit.settings import Connection
 
 _WAL_VERSIONS = b"\2\2"
 """The bytes 18 and 19 of an SQLite file in WAL mode."""
+AFTER_QUERY_TIMEOUT = 5
+"""Seconds. The server itself ends a statement at query_timeout; these more are for one that cannot even do that."""
 
 
 @contextmanager
@@ -65,8 +67,7 @@ def interruptible_waits(connect_timeout: int, query_timeout: int) -> Iterator[No
 
     def wait(connection: Any) -> None:
         connecting = connection.status == psycopg2.extensions.STATUS_SETUP
-        # the server itself ends a long statement; the seconds more are for one that cannot even do that
-        deadline = time.monotonic() + (connect_timeout if connecting else query_timeout + 5)
+        deadline = time.monotonic() + (connect_timeout if connecting else query_timeout + AFTER_QUERY_TIMEOUT)
         state = connection.poll()
         while state != psycopg2.extensions.POLL_OK:
             waiting = select.poll()

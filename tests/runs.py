@@ -6,6 +6,7 @@ Tests say `run("12 18:07"), bad("13 18:07", "pg_dump: error: ..."), unfinished("
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,13 +30,15 @@ def at(text: str) -> datetime:
 def run(started: str | datetime, minutes: float = 23, *, ended: str = "", **more: Any) -> Run:
     """A good run that took so many minutes, if its end is not given; `more` are further fields."""
     begin = at(started) if isinstance(started, str) else started
-    usual = {
-        "type": "Daily",
-        "ended": at(ended) if ended else begin + minutes * MINUTE,
-        "url": f"s3://site-backups/prod/{begin:%Y-%m-%d}",
-        "message": FINE,
-    }
-    return Run(begin, f"{begin:%Y%m%d-%H:%M:%S}", **{**usual, **more})
+    usual = Run(
+        begin,
+        f"{begin:%Y%m%d-%H:%M:%S}",
+        "Daily",
+        ended=at(ended) if ended else begin + minutes * MINUTE,
+        url=f"s3://site-backups/prod/{begin:%Y-%m-%d}",
+        message=FINE,
+    )
+    return replace(usual, **more)
 
 
 def bad(started: str | datetime, message: str = ERROR, minutes: float = 23, **more: Any) -> Run:
@@ -50,7 +53,7 @@ def doubtful(started: str | datetime, message: str = UNKNOWN, minutes: float = 2
 
 def unfinished(started: str | datetime, **more: Any) -> Run:
     """A run that has no end, and said nothing wrong."""
-    return run(started, **{"url": "", "ended": None, **more})
+    return replace(run(started, url="", **more), ended=None)
 
 
 def nights(*days: int, minutes: float = 23) -> list[Run]:

@@ -247,7 +247,7 @@ def test_an_engine_is_for_sqlite_or_postgresql_and_does_not_connect_yet() -> Non
             admin_db.make_engine(url)
 
 
-def test_the_session_on_the_server(site: Site) -> None:
+def test_a_reading_session_is_read_only_on_the_server_and_has_what_libpq_is_told(site: Site) -> None:
     expected = {"application_name": "x", "work_mem": "5MB", "statement_timeout": "7s", "client_encoding": "UTF8"}
     expected |= {"default_transaction_read_only": "on", "transaction_isolation": "repeatable read"}
     with reading(site, query_timeout=7, application_name="x", options="-c work_mem=5MB") as session:

@@ -64,16 +64,19 @@ class RandomSite:
         """Log a row, stamped with the local time of the log's zone."""
         local = ts and ts.astimezone(ZoneInfo(self.rules.db_timezone)).replace(tzinfo=None, fold=0)
         row = {"c_id": max(c_id, 0), "name": f"job{-c_id}" if c_id <= 0 else f"db{c_id}", "state": state, "ts": local}
-        self.log.append({**row, "backup_id": backup_id, "backup_type": self.rng.choice(("Daily", "Admin", None))})
-        self.log[-1]["err_msg"] = message
+        kind = self.rng.choice(("Daily", "Admin", None))
+        self.log.append({**row, "backup_id": backup_id, "backup_type": kind, "err_msg": message})
 
     def moment(self) -> datetime:
         """A moment as long before `at` as some rule counts, a day more for yesterday's verdict, or a second less."""
         rules, rng, policies = self.rules, self.rng, list(self.rules.policies.values())
         read = max(168 + rules.window, *policies) + rules.max_runtime + 24 * self.days
-        hours = [1, 2 / 3, 28, 168, 720, 744, 744 + rules.max_runtime, 24 * self.days, read, *policies]
-        hours += [rules.window, rules.window + rules.grace] * 2
-        hours += [rules.max_runtime, rng.uniform(0, 30), rng.uniform(0, 1500)]
+        hours = [
+            1, 2 / 3, 28, rules.max_runtime,  # limits of runs: the least, ten times 4 min, twice 14 h, the usual
+            720, 744, 744 + rules.max_runtime, 24 * self.days, read,  # what is typical, the history, what is read
+            168, *policies, *[rules.window, rules.window + rules.grace] * 2,  # due, and missed
+            rng.uniform(0, 30), rng.uniform(0, 1500),
+        ]  # fmt: skip
         near = rng.choice((-1, 0, 1, rng.randrange(-9000, 9000))) * SECOND
         return self.at - round((rng.choice(hours) + rng.choice((0, 0, 24))) * 3600) * SECOND + near
 
@@ -97,15 +100,18 @@ class RandomSite:
     def nights(self, c_id: int, step: int) -> None:
         """Log regular nights up to some day, and then what happened near the boundaries."""
         rng, taken = self.rng, set[datetime]()
+        # ten times that is less than an hour, an hour, more, and more than most max_runtime; twice the last is, too
         took = rng.choice((0, 5, 240, 360, 432, 3600, 5000, 14 * 3600)) * SECOND
-        ago = rng.choice((rng.uniform(0, 24), self.rules.window + rng.uniform(0, self.rules.grace)))
+        ago = rng.choice((rng.uniform(0, 24), self.rules.window + rng.uniform(0, self.rules.grace)))  # the latter: late
         evening = self.at - round(ago * 3600) * SECOND
         usual = rng.choice(("good", "good", "good", "doubtful"))
-        for day in range(rng.choice((0, 0, 4, 20, 45, 80)), rng.choice((0, 0, 1, 1, 2, 5, 9, 35)), -step):
+        first, last = rng.choice((0, 0, 4, 20, 45, 80)), rng.choice((0, 0, 1, 1, 2, 5, 9, 35))  # nights ago
+        for day in range(first, last, -step):
             kind = rng.choice(COMMON) if rng.random() < 0.05 else usual
             self.run(c_id, evening - (day - 1) * DAY, took + rng.choice((0, 0, 7)) * SECOND, kind, taken)
-        for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 5))):
+        for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 5))):  # at some boundary, also that of a run's limit
             start = rng.choice((self.moment(), self.moment(), self.at - 10 * took, self.at - 2 * took - SECOND))
+            # the usual time, the limit, suspiciously short, and any
             long = rng.choice((took, took, 10 * took, 10 * SECOND, rng.randrange(100_000) * SECOND))
             self.run(c_id, start, long, rng.choice((*["good"] * 4, *COMMON)), taken)
         for day in range(rng.choice((0, 0, 0, 2, 12))):  # what goes wrong night after night
@@ -133,6 +139,7 @@ def random_site(seed: int, containers: int = 30) -> RandomSite:
     made = RandomSite(rng, rules, at, rng.choice((7, 30, 60)))
     for c_id in range(1, containers + 1):
         policy = rng.choice(POLICIES)
+        # unknown, long ago, at some boundary, as late as clocks may differ, and a wrong stamp
         created = rng.choice((None, *[at - 400 * DAY] * 4, made.moment(), made.moment(), at + 300 * SECOND, at + HOUR))
         if rng.random() < 0.1:
             created = made.moment()  # and no run
@@ -153,8 +160,8 @@ def random_site(seed: int, containers: int = 30) -> RandomSite:
     return made
 
 
-def told(site: Site, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
-    """What the audit says of each container as of that moment, in the form of `expected`."""
+def by_audit(site: Site, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
+    """What the audit says of each container as of that moment, in the form of `by_oracle`."""
 
     def audit(*argv: str) -> dict[Key, dict[str, Any]]:
         done = site.audit("--json", "--at", at.isoformat(), *argv)
@@ -184,7 +191,7 @@ def told(site: Site, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
     return answer
 
 
-def expected(oracle: Oracle, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
+def by_oracle(oracle: Oracle, at: datetime, days: int) -> dict[Key, dict[str, Any]]:
     """What the oracle says of each container."""
     before, history, answer = oracle.verdicts(at - DAY, at), oracle.history(at, days), {}
     for key, verdict in oracle.verdicts(at).items():
@@ -222,7 +229,7 @@ def seconds(duration: timedelta | None) -> float | None:
 def agree(site: Site, made: RandomSite, at: datetime) -> None:
     """Assert that audit and oracle say the same of each container."""
     oracle = made.write(site)
-    want, got = expected(oracle, at, made.days), told(site, at, made.days)
+    want, got = by_oracle(oracle, at, made.days), by_audit(site, at, made.days)
     assert got.keys() == want.keys()
     wrong = {key: (want[key], got[key]) for key in want if want[key] != got[key]}
     assert wrong == {}, f"as of {at}"

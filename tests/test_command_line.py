@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from tests.builders import NOW, TOP, Result, Site, files
-from tests.failed_audits import SUCCESS, assert_complaint, complaint_of_failed_audit, publish_good_audit
+from tests.builders import NOW, Result, Site, files
+from tests.failed_audits import SUCCESS, assert_complaint, publish_good_audit
 
 AT = ("--at", NOW.isoformat())
 
@@ -26,7 +26,7 @@ def of_every_severity(site: Site) -> None:
 def test_only_the_nightly_audit_writes_files(sqlite_site: Site) -> None:
     sqlite_site.container()
     nothing = (AT, ("sales",), ("--json", "sales"), ("--output", "-"), ("--history", "30"), ("--check-config",))
-    for argv in (*nothing, ("--version",), ("nobody",), ("--frobnicate",)):
+    for argv in (*nothing, ("--version",), ("nobody",), ("--frobnicate",), ("--at", "nonsense"), ("--history=",)):
         sqlite_site.audit(*argv)
         assert files(sqlite_site) == []
     elsewhere = sqlite_site.textfile.with_name("elsewhere.prom")
@@ -34,15 +34,6 @@ def test_only_the_nightly_audit_writes_files(sqlite_site: Site) -> None:
     assert files(sqlite_site) == ["elsewhere.prom"]
     assert sqlite_site.audit("--json").status == 2
     assert files(sqlite_site) == ["backup_audit.prom", "backup_audit_run.prom", "elsewhere.prom"]
-
-
-def test_a_moment_or_period_that_is_none(sqlite_site: Site) -> None:
-    sqlite_site.container()
-    for more in ((), ("sales",), ("--history", "30"), ("--output", "audit.prom")):
-        said = complaint_of_failed_audit(sqlite_site, "--at", "nonsense", *more, publishes=False)
-        assert "is not a time: use ISO 8601" in said
-    for text in ("", "2026-13"):
-        assert "is not a period" in complaint_of_failed_audit(sqlite_site, f"--history={text}", publishes=False)
 
 
 def test_exit_statuses_and_how_much_is_printed(sqlite_site: Site) -> None:
@@ -60,19 +51,6 @@ def test_a_calm_site_has_nothing_to_mail(sqlite_site: Site) -> None:
     assert sqlite_site.audit() == Result(0, "", "")
     assert sqlite_site.audit(terminal=True).out.startswith("2 containers: ")
     assert "sales" in sqlite_site.audit("-v").out
-
-
-def test_a_folder_that_has_been_deleted_may_be_the_current_one(
-    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    of_every_severity(sqlite_site)
-    folder = sqlite_site.folder / "gone"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    folder.rmdir()
-    answer = sqlite_site.audit("-v", *AT)
-    assert (answer.status, answer.err) == (2, "")
-    assert f"{TOP / 'backup_audit.py'} --config {sqlite_site.folder / 'mydb_config.py'} missed" in answer.out
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")

@@ -1,6 +1,6 @@
 """The Grafana dashboard: its form, and what Prometheus answers to its queries.
 
-The tests of rules are those of Grafana's dashboard-linter.
+The linter is Grafana's dashboard-linter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from audit.policy import Status
-from tests.builders import TOP
 from tests.promtool import (
     ANCHORS,
     DAY,
@@ -52,7 +51,7 @@ def test_it_is_what_an_import_needs() -> None:
     assert {(one["type"], one["id"]) for one in BOARD["__requires"]} == needed
 
 
-def test_template_rules() -> None:
+def test_linter_rules_of_templates() -> None:
     """Of datasource, job, instance, label-promql and on-time-change-reload; and uneditable."""
     assert [SOURCE[key] for key in ("type", "query", "name", "label")] == [
         "datasource",
@@ -68,7 +67,7 @@ def test_template_rules() -> None:
     assert BOARD["editable"] is False
 
 
-def test_panel_rules() -> None:
+def test_linter_rules_of_panels() -> None:
     """Of datasource, title-description and units."""
     parts = [*FILTERS, *BOARD["panels"], *(target for _, target in TARGETS)]
     assert all(part["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for part in parts)
@@ -78,7 +77,7 @@ def test_panel_rules() -> None:
     assert {a or b for a, b in units} == {"short", "s", "percentunit", "dateTimeFromNow", "dateTimeAsSystem"}
 
 
-def test_target_rules() -> None:
+def test_linter_rules_of_targets() -> None:
     """Of job and instance; besides, a query is short enough to be edited, and obeys every filter."""
     for (title, ref), expr in QUERIES.items():
         selectors = re.findall(r"\bmydb_backup[\w:]+(\{[^}]*\})?", expr)
@@ -87,12 +86,6 @@ def test_target_rules() -> None:
         assert len(expr) < 300, (title, ref)
         of_audit = title == "Audit" or (title == "Sites" and ref > "D")
         assert of_audit or all(f'{one["name"]}=~"${one["name"]}"' in expr for one in FILTERS), (title, ref)
-
-
-def test_every_metric_exists() -> None:
-    recorded = re.findall(r"- record: (\S+)", RULES)
-    published = re.findall(r'"(mydb_backup_\w+)"', (TOP / "audit" / "metrics.py").read_text("utf-8"))
-    assert set(re.findall(r"\bmydb_backup[\w:]+", TEXT)) <= {*recorded, *published}
 
 
 def test_every_status_has_its_number_and_its_colour() -> None:

@@ -212,7 +212,7 @@ def test_a_file_that_is_not_an_admin_database(tmp_path: Path) -> None:
 
 
 def test_an_sqlite_file_that_cannot_be_used(sqlite_site: Site) -> None:
-    with sqlite_site.engine.connect() as connection, within(1):
+    with sqlite_site.engine.connect() as connection, within(1, slack=2):
         connection.exec_driver_sql("COMMIT")
         connection.exec_driver_sql("BEGIN EXCLUSIVE")
         assert "the database is locked (" in refused(sqlite_site, connect_timeout=1)[0]

@@ -102,7 +102,7 @@ def test_a_deleted_container_is_shown_as_deleted_and_without_a_verdict() -> None
     assert "due" not in told
 
 
-def test_verdict_due_and_suspicion() -> None:
+def test_a_verdict_has_its_severity_and_what_was_before_and_a_suspicion_is_a_note() -> None:
     severities = {0: "", 1: " (warning)", 2: " (critical)"}
     for one in findings.of_every_status():
         told = facts(one)

@@ -16,9 +16,9 @@ from tests.findings import ENDED, FROZEN, audit_of, failed, finding, missed, uns
 from tests.runs import ERROR, FINE, RULES, bad, run, unfinished
 
 CONTAINER_KEYS = [
-    *("name", "c_id", "policy", "engine", "state", "owner", "contact", "status", "severity", "status_yesterday"),
-    *("exception", "note", "reason", "due", "kept_until", "failures_in_a_row", "last_success", "last_run"),
-]
+    "name", "c_id", "policy", "engine", "state", "owner", "contact", "status", "severity", "status_yesterday",
+    "exception", "note", "reason", "due", "kept_until", "failures_in_a_row", "last_success", "last_run",
+]  # fmt: skip
 RUN_KEYS = ["backup_id", "type", "started", "ended", "duration_seconds", "outcome", "error", "message", "url"]
 
 
@@ -35,11 +35,11 @@ def test_the_document_has_its_keys_in_their_order() -> None:
     assert written.startswith('{\n  "audit": {\n    "version"'), "people look at it, too"
     report = json.loads(written)
     assert [*report, *report["audit"].items()] == [
-        *("audit", "containers", ("version", "1.2.3"), ("now", "2026-03-14T07:00:00Z")),
+        "audit", "containers", ("version", "1.2.3"), ("now", "2026-03-14T07:00:00Z"),
         ("database", "mydbadmin@db.example.org:32009/mydb_admin"),
         ("containers", dict.fromkeys([status.value for status in Status], 1)),
         ("rows_ignored", {"future": 1, "malformed": 2, "undated": 3}),
-    ]
+    ]  # fmt: skip
     for one, original in zip(report["containers"], found, strict=True):
         assert list(one) == CONTAINER_KEYS
         assert one["reason"] == text.reason(original.verdict, UTC)
@@ -53,17 +53,17 @@ def test_the_values_of_a_container() -> None:
     one = only(finding("sales", *runs, policy=" daily ", more={"exception": FROZEN}, rules=rules), rules=rules)
     assert one.pop("reason").startswith("the run of 2026-03-14 02:00 UTC (5 h ago) failed: pg_dump: error: query")
     assert list(one.pop("last_success").values()) == [
-        *("20260312-18:07:00", "Daily", "2026-03-12T18:07:00Z", "2026-03-12T18:30:00Z", 1380),
-        *("succeeded", None, FINE, "s3://site-backups/prod/2026-03-12"),
-    ]
+        "20260312-18:07:00", "Daily", "2026-03-12T18:07:00Z", "2026-03-12T18:30:00Z", 1380,
+        "succeeded", None, FINE, "s3://site-backups/prod/2026-03-12",
+    ]  # fmt: skip
     last = one.pop("last_run")
     assert (last["started"], last["outcome"]) == ("2026-03-14T02:00:00.000005Z", "failed")
     assert last["error"] == last["message"] == ERROR
     assert list(one.values()) == [
-        *("sales", 7, "Daily", "Postgres", "running", "ada", "ada@example.org", "failed", 2, "ok"),
+        "sales", 7, "Daily", "Postgres", "running", "ada", "ada@example.org", "failed", 2, "ok",
         {"until": "2026-12-31", "reason": "frozen for the paper, ticket 4711"},
-        *(None, "2026-03-13T18:07:00Z", "2026-04-11T18:07:00Z", 2),
-    ]
+        None, "2026-03-13T18:07:00Z", "2026-04-11T18:07:00Z", 2,
+    ]  # fmt: skip
 
 
 def test_unknown_values_are_null() -> None:
@@ -82,9 +82,15 @@ def test_a_deleted_container_has_no_status() -> None:
     assert set(json.loads(render(audit_of(gone), "1"))["audit"]["containers"].values()) == {0}
 
 
-def test_an_ended_exception_is_none_a_suspicion_a_note_and_an_unrecognised_message_no_error() -> None:
+def test_an_ended_exception_is_none() -> None:
     assert only(missed(more={"exception": ENDED}))["exception"] is None
+
+
+def test_a_suspicion_is_a_note() -> None:
     assert only(findings.quick())["note"] == "took 2 s, typically 31 min: check the dump"
+
+
+def test_an_unrecognised_message_is_no_error() -> None:
     last = only(unsure())["last_run"]
     assert (last["outcome"], last["error"]) == ("succeeded", None)
 

@@ -39,24 +39,38 @@ def identity(alert: dict[str, Any]) -> Alert:
 # --- The sites ---------------------------------------------------------------------------------------------
 
 STRANGE = 'sälés "prod" \\ {{ $value }}\n%d'
-CASES: dict[str, tuple[list[tuple[float, float | None, str]], str, str]] = {
-    "orders": ([(4, 0.5, "")], "", ""),
-    "variants": ([*((ago, 0.5, "") for ago in range(200, 4, -24)), (2, 0.001, "")], "SuspiciouslyShort", "short"),
-    STRANGE: (
-        [(28, 0.5, ""), (3, 0.5, "Backup of S3\nError message: upload failed: - to s3://")],
-        "Critical",
-        "failed",
+
+
+class Run(NamedTuple):
+    """A run that began so many hours ago, and took so many; None if it never ended."""
+
+    ago: float
+    took: float | None = 0.5
+    message: str = ""
+
+
+class Case(NamedTuple):
+    """A container, or the site-wide job `offsite`: its runs, the alert that is expected, and its status."""
+
+    runs: list[Run]
+    alert: str = ""
+    status: str = ""
+
+
+CASES = {
+    "orders": Case([Run(4)]),
+    "variants": Case([*(Run(ago) for ago in range(200, 4, -24)), Run(2, 0.001)], "SuspiciouslyShort", "short"),
+    STRANGE: Case(
+        [Run(28), Run(3, 0.5, "Backup of S3\nError message: upload failed: - to s3://")], "Critical", "failed"
     ),
-    "survey": ([(3, 0.5, "Backup skipped")], "Warning", "unsure"),
-    "proteins": ([(52, 0.5, ""), (28, None, "")], "Critical", "stalled"),
-    "freezer": ([(76, 0.5, "")], "Critical", "missed"),
-    "plasmids": ([], "Critical", "no_policy"),
-    "frozen": ([(120, 0.5, "")], "", ""),
-    "offsite": ([(76, 0.5, "")], "Critical", "missed"),
+    "survey": Case([Run(3, 0.5, "Backup skipped")], "Warning", "unsure"),
+    "proteins": Case([Run(52), Run(28, None)], "Critical", "stalled"),
+    "freezer": Case([Run(76)], "Critical", "missed"),
+    "plasmids": Case([], "Critical", "no_policy"),
+    "frozen": Case([Run(120)]),
+    "offsite": Case([Run(76)], "Critical", "missed"),
 }
-"""The runs of each container (and of the site-wide job `offsite`): since how many hours, how many of them each took,
-and its message; the alert that is expected, and its status."""
-ABOUT: dict[str, dict[str, str | None]] = {
+ABOUT: dict[str, dict[str, Any]] = {
     STRANGE: {"contact": "ada@example.com"},
     "freezer": {"owner": "genomics", "contact": "freezer@example.org"},
     "plasmids": {"policy": "Dialy", "contact": None},
@@ -66,12 +80,12 @@ SETTINGS = {"extra_jobs": {"offsite": "Daily"}, "exceptions": {"frozen": ("2999-
 
 def fill(site: Site) -> None:
     now = site.clock()
-    for name, (runs, _, _) in CASES.items():
-        c_id = 0 if name == "offsite" else site.container(name, **ABOUT.get(name, {}))  # type: ignore[arg-type]
-        for ago, hours, message in runs:
-            started = now - timedelta(hours=ago)
-            ended = None if hours is None else started + timedelta(hours=hours)
-            site.run(c_id, started, ended, name=name, message=message)
+    for name, case in CASES.items():
+        c_id = 0 if name == "offsite" else site.container(name, **ABOUT.get(name, {}))
+        for run in case.runs:
+            started = now - timedelta(hours=run.ago)
+            ended = None if run.took is None else started + timedelta(hours=run.took)
+            site.run(c_id, started, ended, name=name, message=run.message)
 
 
 def audit(site: Site, name: str, status: int, **settings: Any) -> None:
@@ -81,7 +95,7 @@ def audit(site: Site, name: str, status: int, **settings: Any) -> None:
 
 
 def expected(site: str) -> frozenset[Alert]:
-    return frozenset((f"MyDBBackup{alert}", site, name, status) for name, (_, alert, status) in CASES.items() if alert)
+    return frozenset((f"MyDBBackup{case.alert}", site, name, case.status) for name, case in CASES.items() if case.alert)
 
 
 # --- The programs ------------------------------------------------------------------------------------------

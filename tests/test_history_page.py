@@ -78,16 +78,16 @@ def test_the_page_of_a_site() -> None:
     assert table[2] == ["gone (deleted)", "28.7 %", "", "2.5 days", "4 days", "23 min", "Daily", "ok", "11"]
     assert table[-1] == ["typo", "-", "no valid backup policy", "-", "-", "-", "Fortnightly", "no_policy", "13"]
     assert [row[0] for row in table[1:]] == [
-        *("2 containers not covered all the time", "gone (deleted)", "trials"),
-        *("3 containers covered all the time", "survey", "fresh", "sales"),
-        *("2 containers not judged", "scratch", "typo"),
-    ]
+        "2 containers not covered all the time", "gone (deleted)", "trials",
+        "3 containers covered all the time", "survey", "fresh", "sales",
+        "2 containers not judged", "scratch", "typo",
+    ]  # fmt: skip
     assert texts(page, ".//dl[@class='figures']/div/*") == [
-        *("of the time covered", "86.8 %", "of 5 containers covered all the time", "3"),
-        *("not covered, all containers together", "4.2 days"),
-        *("of work could have been lost, at worst (survey)", "12.5 days"),
-        *("containers not covered on the worst day, 2026-03-05", "1"),
-    ]
+        "of the time covered", "86.8 %", "of 5 containers covered all the time", "3",
+        "not covered, all containers together", "4.2 days",
+        "of work could have been lost, at worst (survey)", "12.5 days",
+        "containers not covered on the worst day, 2026-03-05", "1",
+    ]  # fmt: skip
     for whole in body(page).findall(".//table"):
         groups = {int(group.attrib["colspan"]) for group in whole.findall(".//tr[@class='group']/th")}
         assert groups <= {len(whole.findall("thead/tr/th"))}
@@ -130,7 +130,7 @@ def test_lists_each_stretch_with_its_failed_runs() -> None:
     ]
 
 
-def test_tells_three_kinds_of_failures_of_a_stretch() -> None:
+def test_tells_at_most_three_kinds_of_failures_of_a_stretch() -> None:
     start = at("01 00:00")
     cases: dict[tuple[str | None, ...], str] = {
         (None, None): "00:00, and 1 more until 01:00 stalled",
@@ -210,7 +210,7 @@ def test_title_and_period_agree() -> None:
 
 def test_draws_a_line_over_the_known_days_and_what_was_not_covered_over_it() -> None:
     page = make([past(*nights(7, 8), bad("10 02:00"), bad("14 02:00"), days=9, begins="06 18:00")])
-    assert lines(page) == {"b": lines(page)["b"], "o": "M1 4H10", "f": "M5 4h1M9 4h1", "n": "M6 5.6h3"}
+    assert lines(page).items() >= {"o": "M1 4H10", "f": "M5 4h1M9 4h1", "n": "M6 5.6h3"}.items()
     assert 'aria-label="4 of 9 days ok"' in page
     assert lines(make([past(*nights(5), days=9, deleted=True)]))["o"] == "M0 4H1", "up to its end"
     page = make([past(*nights(*range(10, 13 + (n > 4))), c_id=n) for n in range(20)], 3)

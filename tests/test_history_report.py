@@ -33,7 +33,7 @@ def shown(histories: Sequence[ContainerHistory], days: int = 9, begins: str | No
 # --- The table -----------------------------------------------------------------------------------------
 
 
-def test_the_table() -> None:
+def test_the_table_has_the_least_covered_first_and_explains_its_marks() -> None:
     assert shown(some_site()) == [
         "Backup history of mydbadmin@db:32009/mydb_admin, 9 days: 2026-03-05 07:00 UTC to",
         "2026-03-14 07:00 UTC",
@@ -122,7 +122,7 @@ def test_the_summary_of_other_sites() -> None:
 # --- JSON and CSV --------------------------------------------------------------------------------------
 
 
-def test_the_json_document() -> None:
+def test_the_json_document_has_figures_and_outcomes_and_null_where_there_is_none() -> None:
     period, (_, trials, *_, scratch, typo) = last_days(9, NOW, UTC), some_site()
     document = json.loads(history_json.render([trials, scratch, typo], period))
     assert document["history"] == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_an_environment_that_lacks_the_packages_or_that_this_user_cannot_run(cop
 
 def old_pythons() -> list[Path]:
     """The interpreters of this machine that are too old."""
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path(os.path.expanduser("~"), ".pyenv"))
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path(pwd.getpwuid(os.getuid()).pw_dir, ".pyenv"))
     found = list(Path("/usr/bin").glob("python3.?"))
     if os.access(pyenv / "versions", os.R_OK | os.X_OK):  # else it is another user's
         found += pyenv.glob("versions/3.*/bin/python3.?")

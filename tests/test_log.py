@@ -47,23 +47,26 @@ def shown(runs: list[Run]) -> list[str]:
 @pytest.mark.parametrize(
     ("rows", "runs"),
     [
-        (["start 18:07", "end 18:30"], ["18:07-18:30 fine"]),
-        (["end 18:30"], ["?-18:30 fine"]),
-        (["START 18:07", "End 18:30", "end 18:40"], ["18:07-18:40 fine"]),
-        # a start row that is there twice is no other run; one with another stamp is
-        (["start 18:07", "start 18:07", "end 18:30"], ["18:07-18:30 fine"]),
-        (["start 18:07", "end 18:30", "start 20:00"], ["18:07-18:30 fine", "20:00-? fine"]),
-        (["start 18:07", "start 20:00", "end 20:10"], ["18:07-? fine", "20:00-20:10 fine"]),
-        (["end 18:30", "start 18:35"], ["18:35-18:30 fine"]),
-        # at the same stamp a start comes before an end
-        (["end 18:07", "start 18:07"], ["18:07-18:07 fine"]),
-        # the worst message counts, in whatever row
-        (["start 18:07 it failed", "end 18:30 odd"], ["18:07-18:30 error"]),
-        (["start 18:07 odd", "end 18:30 fine"], ["18:07-18:30 unrecognised"]),
-        (["start 18:07", "end 18:30 it failed", "start 20:00"], ["18:07-18:30 error", "20:00-? fine"]),
+        pytest.param(["start 18:07", "end 18:30"], ["18:07-18:30 fine"], id="start and end"),
+        pytest.param(["end 18:30"], ["?-18:30 fine"], id="no start"),
+        pytest.param(["START 18:07", "End 18:30", "end 18:40"], ["18:07-18:40 fine"], id="letter case, two ends"),
+        pytest.param(["start 18:07", "start 18:07", "end 18:30"], ["18:07-18:30 fine"], id="a start row twice"),
+        pytest.param(["start 18:07", "end 18:30", "start 20:00"], ["18:07-18:30 fine", "20:00-? fine"], id="another"),
+        pytest.param(["start 18:07", "start 20:00", "end 20:10"], ["18:07-? fine", "20:00-20:10 fine"], id="no end"),
+        pytest.param(["end 18:30", "start 18:35"], ["18:35-18:30 fine"], id="an end before its start"),
+        pytest.param(["end 18:07", "start 18:07"], ["18:07-18:07 fine"], id="at one stamp the start comes first"),
+        pytest.param(["start 18:07 it failed", "end 18:30 odd"], ["18:07-18:30 error"], id="an error at the start"),
+        pytest.param(["start 18:07 odd", "end 18:30 fine"], ["18:07-18:30 unrecognised"], id="an odd start"),
+        pytest.param(
+            ["start 18:07", "end 18:30 it failed", "start 20:00"],
+            ["18:07-18:30 error", "20:00-? fine"],
+            id="the error of another run",
+        ),
     ],
 )
-def test_rows_of_one_backup_id_become_runs_whatever_their_order(rows: list[str], runs: list[str]) -> None:
+def test_rows_of_one_backup_id_become_runs_in_any_order_and_the_worst_message_of_any_row_counts(
+    rows: list[str], runs: list[str]
+) -> None:
     for order in permutations(rows):
         log = log_of(*(row(text, id=number) for number, text in enumerate(order)))
         assert shown(log.runs) == runs

@@ -16,6 +16,7 @@ from audit.options import VERSION
 from audit.policy import DAY, Rules, Status
 from tests import findings
 from tests.builders import NOW, TOP, Sample, Site, parse_samples, series
+from tests.db4sci import SECRET
 from tests.findings import FROZEN, PIECES, audit_of, failed, finding, ignored, missed, of_every_status, ok, unsure
 from tests.programs import promtool_check_metrics, scrape_textfiles
 from tests.runs import at, bad, run, unfinished
@@ -129,10 +130,18 @@ def test_the_line_that_decided_is_a_label_of_120_characters_at_most() -> None:
         "MariaDB Backup error.  Container: \x1b[2J": "MariaDB Backup error. Container: \\x1b[2J",
         "e" * 120: "e" * 120,
         "e" * 121: "e" * 117 + "...",
+        "x: password=hunTer2": "x: password=*****",
     }.items():
         samples = samples_of(failed("sales", line, c_id=1), unsure("wiki", line, c_id=2), recovered)
         expected = [{"name": "sales", "c_id": "1", "error": label}, {"name": "wiki", "c_id": "2", "error": label}]
         assert labels_of(samples, "failure_info") == expected
+
+
+def test_no_label_has_a_password() -> None:
+    facts: dict[str, Any] = dict.fromkeys(("policy", "engine", "state", "owner", "contact"), findings.BAD)
+    samples = samples_of(finding("all facts", **facts), failed("sales", findings.BAD), unsure("wiki", findings.BAD))
+    assert SECRET not in repr(samples)
+    assert repr(samples).count("password=*****") == len(facts) + 2
 
 
 def test_containers_of_one_name_have_a_series_each() -> None:
@@ -143,19 +152,8 @@ def test_containers_of_one_name_have_a_series_each() -> None:
 
 def test_legacy_metrics_have_one_series_a_name() -> None:
     later = finding("both fine", run("13 19:00", 25), c_id=2)
-    names_twice = (
-        ok("both fine", c_id=1),
-        later,
-        ok("both fine", c_id=3),
-        ok("mixed", c_id=4),
-        failed("mixed", c_id=5),
-    )
-    samples = samples_of(
-        *names_twice,
-        *(failed("null"), failed("reportdate")),
-        *of_every_status(),
-        legacy=True,
-    )
+    twice = ok("both fine", c_id=1), later, ok("both fine", c_id=3), ok("mixed", c_id=4), failed("mixed", c_id=5)
+    samples = samples_of(*twice, failed("null"), failed("reportdate"), *of_every_status(), legacy=True)
     assert samples[series("mydb_backup_report_date", name="reportdate")] == NOW.timestamp()
     critical = {"mixed", "reportdate", *(f"c-{status.value}" for status in Status if status.severity == 2)}
     failure = {name: samples[series("mydb_backup_failure", name=name)] for name in names(samples, "failure")}

@@ -27,11 +27,12 @@ KATHMANDU = Rules(zone=ZoneInfo("Asia/Kathmandu"))
 STATUSES = "|".join((*(status.value for status in Status), "expired", "expiring"))
 
 
-def mail(*found: Finding, width: int = 1_000, command: str = COMMAND, **more: Any) -> list[str]:
-    """The report as cron mails it, mostly a paragraph a line; `more` are fields of the audit, or for whom it is."""
-    reader = {name: more.pop(name) for name in ("everything", "terminal") if name in more}
-    audit = audit_of(*found, **more)
-    return list(render(audit, Style(audit.rules.zone, width), command, **reader))
+def mail(
+    *found: Finding, width: int = 1_000, everything: bool = False, terminal: bool = False, **more: Any
+) -> list[str]:
+    """The report as cron mails it, mostly a paragraph a line; `more` are fields of the audit."""
+    audit = findings.audit_of(*found, **more)
+    return list(render(audit, Style(audit.rules.zone, width), COMMAND, everything, terminal))
 
 
 def paragraphs(lines: Iterable[str]) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -44,31 +45,25 @@ ODD_DOCUMENTS = {
 }
 
 
-@pytest.fixture(scope="module", params=MAIN_AND_OLDEST)
-def site(
-    request: pytest.FixtureRequest, servers: Callable[[Installation], Server], tmp_path_factory: pytest.TempPathFactory
+@pytest.fixture(params=MAIN_AND_OLDEST)
+def site_with_passwords(
+    request: pytest.FixtureRequest, servers: Callable[[Installation], Server], tmp_path: Path
 ) -> Iterator[Site]:
-    """A site with passwords in tables, files and statistics."""
+    """A site with passwords in tables, files and statistics, and the role."""
     server = servers(request.param)
     database = server.create_site()
-    site = Site(database.engine, database.settings, tmp_path_factory.mktemp("site"), database)
+    site = Site(database.engine, database.settings, tmp_path, database)
     for name, data in ODD_DOCUMENTS.items():
         site.container(name, data=data)
     for name in ("sales", "stock"):  # the same document, so that it is among the most common values
         site.run(site.container(name, data=document("sales", version=1)), "2026-03-13 18:07", "2026-03-13 18:30")
     database.execute("ANALYZE")
-    yield site
+    with read_only_role(database):
+        yield site
     database.drop()
 
 
-@pytest.fixture(autouse=True)
-def _role(site: Site) -> Iterator[None]:
-    """Each test has the role, as the script makes it."""
-    with read_only_role(site.postgres):
-        yield
-
-
-def told(site: Site, user: str, *statements: str) -> str:
+def seen_by(site: Site, user: str, *statements: str) -> str:
     """All that a role gets to see when it sends statements: rows, notices and errors."""
     database, seen = site.postgres, list[object]()
     with database.server.connected(database.name, user) as connection, connection.cursor() as cursor:
@@ -81,29 +76,26 @@ def told(site: Site, user: str, *statements: str) -> str:
         return repr((seen, connection.notices))
 
 
-def test_the_audit_finds_what_it_finds_as_the_owner(site: Site) -> None:
-    database = site.postgres
+def test_the_audit_finds_what_it_finds_as_the_owner(site_with_passwords: Site) -> None:
+    database = site_with_passwords.postgres
     database.execute(f'ALTER DATABASE "{database.name}" SET search_path = public')  # the role's own path counts
-    site.run(site.container("wiki", "Weekly"), "2026-03-13 18:07", "2026-03-13 18:30", error="pg_dump: error: no")
-    site.run(0, "2026-03-13 20:07", "2026-03-13 20:30", name="offsite", type="AWS S3")
-    site.run(site.container("gone", active=False), "2026-03-11 18:07", "2026-03-11 18:30")
+    wiki, gone = site_with_passwords.container("wiki", "Weekly"), site_with_passwords.container("gone", active=False)
+    site_with_passwords.run(wiki, "2026-03-13 18:07", "2026-03-13 18:30", error="pg_dump: error: no")
+    site_with_passwords.run(0, "2026-03-13 20:07", "2026-03-13 20:30", name="offsite", type="AWS S3")
+    site_with_passwords.run(gone, "2026-03-11 18:07", "2026-03-11 18:30")
     found = []
     for user in (ADMIN_USER, ROLE):
-        site.config(admin_user=user, extra_jobs={"offsite": "Daily"})
-        checklist = site.audit("--check-config").out
+        site_with_passwords.config(admin_user=user, extra_jobs={"offsite": "Daily"})
+        checklist = site_with_passwords.audit("--check-config").out
         assert "FAILED" not in checklist
         assert ("note    tables: the role can write to them" in checklist) == (user == ADMIN_USER)
         words = (["--json"], ["--output", "-"], ["sales", "gone", "*o*"], ["--history", "30", "--all", "--json"])
-        results = [site.audit("--at", NOW.isoformat(), *argv) for argv in words]
+        results = [site_with_passwords.audit("--at", NOW.isoformat(), *argv) for argv in words]
         found.append([(result.status, result.out.replace(f"{user}@", ""), result.err) for result in results])
     assert found[0] == found[1]
     report = {one["name"]: one for one in json.loads(found[1][0][1])["containers"]}
-    assert [report[name]["status"] for name in ("wiki", "sales", "offsite", "text")] == [
-        "failed",
-        "ok",
-        "ok",
-        "no_policy",
-    ]
+    statuses = [report[name]["status"] for name in ("wiki", "sales", "offsite", "text")]
+    assert statuses == ["failed", "ok", "ok", "no_policy"]
     policies = [report[name]["policy"] for name in ("object for a policy", "labels", "labels of Config")]
     assert policies == ["Daily", "Weekly", "Never"]
 
@@ -135,16 +127,17 @@ FORBIDDEN = [
 ]
 
 
-def test_no_way_leads_to_a_password_or_to_a_change(site: Site) -> None:
+def test_no_way_leads_to_a_password_or_to_a_change(site_with_passwords: Site) -> None:
     for statements in WAYS_TO_A_PASSWORD:
-        assert SECRET in told(site, SUPERUSER, *statements), "it is no way at all"
-        assert SECRET not in told(site, ROLE, *statements)
+        assert SECRET in seen_by(site_with_passwords, SUPERUSER, *statements), "it is no way at all"
+        assert SECRET not in seen_by(site_with_passwords, ROLE, *statements)
     allowed = "SELECT data #>> '{Info,dbengine}', url, err_msg FROM containers, backups LIMIT 0"
-    assert told(site, ROLE, allowed) == "([], [])"
+    assert seen_by(site_with_passwords, ROLE, allowed) == "([], [])"
     for statement in FORBIDDEN:
-        said = told(site, ROLE, statement)
+        said = seen_by(site_with_passwords, ROLE, statement)
         assert re.search("permission denied|cannot insert into view", said), said
-    assert "read-only transaction" in told(site, ROLE, "RESET default_transaction_read_only", "CREATE TABLE x ()")
+    reset = "RESET default_transaction_read_only"
+    assert "read-only transaction" in seen_by(site_with_passwords, ROLE, reset, "CREATE TABLE x ()")
 
 
 VERSION_2_0 = f"""
@@ -165,21 +158,22 @@ WAYS_AROUND = {
 }
 
 
-def test_run_again_it_takes_back_old_grants_and_refuses_a_role_with_a_way_around(site: Site) -> None:
-    site.postgres.execute(VERSION_2_0)
-    assert SECRET in told(site, ROLE, "SELECT data FROM containers", TRAP)
+def test_run_again_it_takes_back_old_grants_and_refuses_a_role_with_a_way_around(site_with_passwords: Site) -> None:
+    site_with_passwords.postgres.execute(VERSION_2_0)
+    assert SECRET in seen_by(site_with_passwords, ROLE, "SELECT data FROM containers", TRAP)
     for way, back in WAYS_AROUND.items():
-        site.postgres.execute(way)
+        site_with_passwords.postgres.execute(way)
         with pytest.raises(ProgramError, match="backup_audit can read passwords"):
-            site.postgres.psql(ROLE_SCRIPT)
-        site.postgres.execute(back)
-    site.postgres.psql(ROLE_SCRIPT)
-    assert SECRET not in told(site, ROLE, "SELECT data FROM containers", "SELECT data FROM public.containers")
-    assert "permission denied" in told(site, ROLE, "INSERT INTO backups (c_id) VALUES (1)")
+            site_with_passwords.postgres.psql(ROLE_SCRIPT)
+        site_with_passwords.postgres.execute(back)
+    site_with_passwords.postgres.psql(ROLE_SCRIPT)
+    for table in ("containers", "public.containers"):
+        assert SECRET not in seen_by(site_with_passwords, ROLE, f"SELECT data FROM {table}")
+    assert "permission denied" in seen_by(site_with_passwords, ROLE, "INSERT INTO backups (c_id) VALUES (1)")
 
 
-def test_a_superuser_removes_it_and_the_owner_of_the_database_may_make_it(site: Site) -> None:
-    database = site.postgres
+def test_a_superuser_removes_it_and_the_owner_of_the_database_may_make_it(site_with_passwords: Site) -> None:
+    database = site_with_passwords.postgres
     owner = f"SELECT viewowner FROM pg_views WHERE schemaname = '{ROLE}'"
     role = f"SELECT rolpassword, rolcanlogin, rolconnlimit, rolsuper FROM pg_authid WHERE rolname = '{ROLE}'"
     assert database.execute(owner) == [(ADMIN_USER,)]

@@ -125,8 +125,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
     },
     "database_url": {
         URL: [
-            *(5, "", "sales", "sqlite:admin.db", "sqlite://admin.db", "sqlite://", f"postgresql:/root:{SECRET}@db/x"),
-            *(f"mysql+pymysql://root:{SECRET}@db/x", [SECRET]),
+            5, "", "sales", "sqlite:admin.db", "sqlite://admin.db", "sqlite://", f"postgresql:/root:{SECRET}@db/x",
+            f"mysql+pymysql://root:{SECRET}@db/x", [SECRET],
             *(f"postgresql://root:{SECRET}@{host}/x" for host in (f"db:{SECRET}@x", "db:port", "[::1", "db:5432:5432")),
         ],
         "write an @ of the password as %40": [f"postgresql://root:p@{SECRET}@db/x"],
@@ -152,9 +152,9 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "dumps_kept_days": {"expected a whole number of days from 1 to 36500": [0, 36501, *BAD_NUMBERS]},
     "exceptions": {
         DATED: [
-            *(5, None, [], {"x": "2026-12-31"}, {True: ("2026-12-31", "y")}, {1.5: ("2026-12-31", "y")}),
-            *({"x": ("2026-12-31",)}, {"x": ("soon", "y")}, {"x": (None, "y")}, {"x": ("2026-12-31", "")}),
-            *({"x": ("2026-12-31", 5)}, {"x": ("9999-12-31", "y")}, {"x": (datetime(2026, 12, 31), "y")}),
+            5, None, [], {"x": "2026-12-31"}, {True: ("2026-12-31", "y")}, {1.5: ("2026-12-31", "y")},
+            {"x": ("2026-12-31",)}, {"x": ("soon", "y")}, {"x": (None, "y")}, {"x": ("2026-12-31", "")},
+            {"x": ("2026-12-31", 5)}, {"x": ("9999-12-31", "y")}, {"x": (datetime(2026, 12, 31), "y")},
         ]
     },
     "error_patterns": BAD_PATTERNS,
@@ -162,7 +162,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "allow_empty": {"expected True or False": ["yes", 1, 0, None]},
     "history_days": {"expected a whole number of days from 0 to 3660": [3661, None, *BAD_NUMBERS]},
     "legacy_metrics": {"expected True or False": ["yes", 1, 0, None]},
-}
+}  # fmt: skip
 """For each setting what it accepts, and values that it does not."""
 
 
@@ -256,7 +256,7 @@ def test_patterns_are_taken_as_they_are() -> None:
         ({"database_url": "sqlite:////srv/admin.db"}, "/srv/admin.db", False),
     ],
 )
-def test_the_connection(values: dict[str, Any], name: str, needs_password: bool) -> None:
+def test_the_connection_is_named_without_its_password(values: dict[str, Any], name: str, needs_password: bool) -> None:
     for options in ({}, {"sslmode": "require", "application_name": "x"}):
         connection = checked(**values, pgpass_file="/etc/pgpass", libpq_options=options).connection
         assert (connection.name, connection.from_url) == (name, "database_url" in values)

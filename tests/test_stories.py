@@ -37,7 +37,7 @@ def audit(site: Site, at: str, *argv: str, **config: Any) -> Result:
     return result
 
 
-def found(site: Site, at: str, **config: Any) -> dict[str, dict[str, Any]]:
+def containers_by_name(site: Site, at: str, **config: Any) -> dict[str, dict[str, Any]]:
     """What the audit says of each container."""
     report = json.loads(audit(site, at, "--json", **config).out)
     return {container["name"]: container for container in report["containers"]}
@@ -75,7 +75,7 @@ def test_every_failure_after_good_nights(sqlite_site: Site, version: int) -> Non
         failures[f"{engine} {failure.name}"] = failure
     nights(host, 1, 5)
     nights(host, 6, 6, failures)
-    containers = found(sqlite_site, morning(6 if version == 1 else 5))  # version 2 begins after midnight
+    containers = containers_by_name(sqlite_site, morning(6 if version == 1 else 5))  # version 2 begins after midnight
     for (engine, failure), (status, word) in AFTER_GOOD_NIGHTS[version].items():
         container = containers[f"{engine} {failure.name}"]
         assert container["status"] == status, failure
@@ -91,13 +91,13 @@ def test_however_many_nights_break_off_a_container_stays_stalled(sqlite_site: Si
     nights(host, 1, 3, {"never": Failure.CONNECTION})
     nights(host, 4, 16, dict.fromkeys(("never", "sales"), Failure.CONNECTION))
     for number in (4, 16):
-        containers = found(sqlite_site, morning(number))
+        containers = containers_by_name(sqlite_site, morning(number))
         never, sales = containers["never"], containers["sales"]
         assert (never["status"], never["failures_in_a_row"]) == ("stalled", number)
         assert "no good backup in the log" in never["reason"]
         assert (sales["status"], sales["failures_in_a_row"]) == ("stalled", number - 3)
         assert "last good backup 2026-11-04 18:07 PST" in sales["reason"]
-    assert found(sqlite_site, morning(16, "19:00"))["sales"]["status"] == "stalled", "whatever runs now"
+    assert containers_by_name(sqlite_site, morning(16, "19:00"))["sales"]["status"] == "stalled", "whatever runs now"
 
 
 def test_two_copies_of_a_day_are_two_runs(sqlite_site: Site) -> None:
@@ -106,11 +106,11 @@ def test_two_copies_of_a_day_are_two_runs(sqlite_site: Site) -> None:
     host.create("sales")
     nights(host, 1, 5)
     host.by_hand("sales", datetime(2026, 11, 6, 20, 0))
-    offsite = found(sqlite_site, morning(5, "09:30"))["offsite"]
+    offsite = containers_by_name(sqlite_site, morning(5, "09:30"))["offsite"]
     assert (offsite["status"], offsite["last_success"]["duration_seconds"]) == ("ok", 600)
     assert offsite["last_success"]["started"] == "2026-11-07T04:04:05Z"
     sqlite_site.row(c_id=0, name="offsite", state="start", backup_id="20261106", ts=datetime(2026, 11, 7, 5, 0))
-    offsite = found(sqlite_site, morning(5, "23:30"))["offsite"]
+    offsite = containers_by_name(sqlite_site, morning(5, "23:30"))["offsite"]
     assert (offsite["status"], offsite["failures_in_a_row"]) == ("stalled", 1), "the second copy broke off"
 
 
@@ -120,7 +120,7 @@ def test_a_night_that_ends_at_graph(sqlite_site: Site) -> None:
         host.create(name, engine)
     nights(host, 1, 9)
     nights(host, 10, 10, {"graph": Failure.COPY})
-    statuses = {name: one["status"] for name, one in found(sqlite_site, morning(10)).items()}
+    statuses = {name: one["status"] for name, one in containers_by_name(sqlite_site, morning(10)).items()}
     late = dict.fromkeys(("after", "last", "offsite"), "missed")
     assert statuses == {"sales": "ok", "graph": "stalled", **late}
     headline = " ".join(audit(sqlite_site, morning(10)).out.split("\n\n")[0].split())
@@ -141,19 +141,19 @@ def test_the_line_that_failed_is_quoted_and_not_the_nine_that_went_well(sqlite_s
     assert sqlite_site.samples()[series("mydb_backup_failure_info", name="manydbs", c_id=str(c_id), error=line)] == 1
 
 
-def test_backups_after_midnight_in_berlin(sqlite_site: Site) -> None:
-    """Stamps of Saturday's nights are of Friday evening in UTC."""
-    host, berlin = DB4Sci(sqlite_site.engine, version=2, timezone="Europe/Berlin"), {"timezone": "Europe/Berlin"}
+def test_a_weekly_backup_of_saturday_night_whose_utc_stamp_is_friday(sqlite_site: Site) -> None:
+    host, berlin = DB4Sci(sqlite_site.engine, 2, "Europe/Berlin", begins="00:30"), {"timezone": "Europe/Berlin"}
     host.create("wiki", policy="Weekly")
     nights(host, 1, 10)
     host.create("sales", created=datetime(2026, 11, 1, 9, 0))
     nights(host, 11, 20)
     for day in (19, 20, 21):
-        assert found(sqlite_site, f"2026-11-{day}T06:40", **berlin)["wiki"]["status"] == "ok"
+        assert containers_by_name(sqlite_site, f"2026-11-{day}T06:40", **berlin)["wiki"]["status"] == "ok"
     history = audit(sqlite_site, "2026-11-21T06:40", "--history", "12", "--json", "wiki", **berlin)
     assert json.loads(history.out)["history"]["ratio"] == 1
     for day, status in ((21, "ok"), (22, "missed")):
-        assert found(sqlite_site, f"2026-11-{day}T06:40", **berlin)["sales"]["status"] == status, "the first night"
+        sales = containers_by_name(sqlite_site, f"2026-11-{day}T06:40", **berlin)["sales"]
+        assert sales["status"] == status, "the first night"
 
 
 def test_a_message_that_nobody_knows_is_a_warning_until_its_line_is_pasted(sqlite_site: Site) -> None:
@@ -167,7 +167,7 @@ def test_a_message_that_nobody_knows_is_a_warning_until_its_line_is_pasted(sqlit
     assert (result.status, len(settings)) == (1, len(lines))
     patterns = [pattern for setting in settings for pattern in ast.literal_eval(setting)]
     assert audit(sqlite_site, morning(1), success_patterns=patterns).status == 0
-    errors = found(sqlite_site, morning(1), error_patterns=["(?i)disk|size 0|podman"], extra_jobs={})
+    errors = containers_by_name(sqlite_site, morning(1), error_patterns=["(?i)disk|size 0|podman"], extra_jobs={})
     told = {(container["status"], container["last_run"]["error"]) for container in errors.values()}
     assert told == {("failed", line) for line in lines}
 
@@ -181,5 +181,5 @@ def test_a_paused_database_whose_last_dump_expires(sqlite_site: Site) -> None:
     for day, status in ((173, 1), (174, 1), (180, 1), (181, 2)):
         result = audit(sqlite_site, morning(day, "18:30"), dumps_kept_days=180, extra_jobs={})
         assert (result.status, "2027-05-01" in result.out) == (status, day > 173)
-    archive = found(sqlite_site, morning(181, "18:30"), dumps_kept_days=180)["archive"]
+    archive = containers_by_name(sqlite_site, morning(181, "18:30"), dumps_kept_days=180)["archive"]
     assert (archive["status"], archive["kept_until"]) == ("paused", "2027-05-02T02:07:05Z")

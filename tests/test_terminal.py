@@ -62,7 +62,8 @@ def test_a_waiting_audit_shows_no_password_in_a_process_title_and_ends_at_a_sign
         wait_until(lambda: waiting_backends(database))
         titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (audit.pid, *waiting_backends(database))]
         result = stop(audit, signal.SIGTERM)
-    assert ("backup_audit.py" in titles[0], ADMIN_USER in titles[1]) == (True, True)
+    assert "backup_audit.py" in titles[0]
+    assert ADMIN_USER in titles[1]
     assert password.strip("\\:'") not in "".join(titles)
     assert_not_done(site, result, good, "backup_audit: stopped by SIGTERM: run it again\n")
 
@@ -95,24 +96,30 @@ def _signals_afterwards() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def signal_before(function: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process get a signal just before a function of `textfile` writes."""
+    write = getattr(textfile, function)
+
+    def signalled(*arguments: object) -> None:
+        os.kill(os.getpid(), number)
+        write(*arguments)
+
+    monkeypatch.setattr(textfile, function, signalled)
+
+
 @pytest.mark.usefixtures("_signals_afterwards")
-def test_a_signal_at_the_end_changes_nothing(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def signal_before(name: str, number: signal.Signals) -> None:
-        function = getattr(textfile, name)
-
-        def signalled(*arguments: object) -> None:
-            os.kill(os.getpid(), number)
-            function(*arguments)
-
-        monkeypatch.setattr(textfile, name, signalled)
-
+def test_a_signal_before_the_run_file_is_ignored(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_good_audit(sqlite_site)
-    signal_before("overwrite", signal.SIGINT)  # that is, before the run file
+    signal_before("overwrite", signal.SIGINT, monkeypatch)
     prepare(io.StringIO())
     assert sqlite_site.audit("-q") == Result(0, "", "")
     assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 1
-    good = sqlite_site.textfile.read_bytes()
-    signal_before("write", signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("_signals_afterwards")
+def test_a_signal_before_the_textfile_fails_the_run(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = publish_good_audit(sqlite_site)
+    signal_before("write", signal.SIGTERM, monkeypatch)
     prepare(io.StringIO())
     assert_not_done(sqlite_site, sqlite_site.audit(), good, "backup_audit: stopped by SIGTERM: run it again\n")
 
