@@ -60,16 +60,16 @@ _Result = tuple[int, Iterable[str]]
 class Execution:
     """What the run file tells of this execution of the program."""
 
-    publishes: bool
-    """Whether it is to write `prometheus_file`."""
+    writes_run_file: bool
+    """Whether it is the plain audit, which alone writes `prometheus_file` and the run file."""
     textfile: Textfile | None = None
     clock_skew: float | None = None
 
     def record(self, status: int, duration: float) -> None:
         """Write the run file. Raises `AuditError`."""
-        if not self.publishes or self.textfile is None:
+        if not self.writes_run_file or self.textfile is None:
             return
-        families = metrics.run_families(status != NOT_DONE, time.time(), duration, self.clock_skew, VERSION)
+        families = metrics.execution_families(status != NOT_DONE, time.time(), duration, self.clock_skew, VERSION)
         path, mode = self.textfile.run_file, self.textfile.mode
         owner = textfile.owner(path)
         if status == NOT_DONE and os.geteuid() == 0 and owner not in (None, "root"):
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:
         return int(exit_.code or 0)
     asked = (args.at, args.output, args.history)
-    execution = Execution(publishes=not (args.containers or args.check_config) and asked == (None, None, None))
+    execution = Execution(writes_run_file=not (args.containers or args.check_config) and asked == (None, None, None))
     try:
         status = _do_or_complain(args, execution)
         terminal.ignore_signals()

@@ -82,7 +82,7 @@ class Finding:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a backup was due and did not even begin, and nobody accepts that."""
+        """Whether the status is late or missed, and no exception accepts that; what is paused or running is excused."""
         return self.status in (Status.LATE, Status.MISSED) and not self.is_accepted
 
     @property

@@ -253,8 +253,8 @@ class SiteLog:
     def read(
         self, containers: Iterable[Container], early: datetime, counted_from: datetime
     ) -> Iterator[tuple[Container, ContainerLog]]:
-        """Each container with its log: the last days if they decide the verdicts of now and of an `early` moment, and
-        the history from the moment `counted_from`, else all of it.
+        """Each container with its log: the last days, if they decide both verdicts (of now and of the `early` moment)
+        and the history since `counted_from`; else all of its rows.
         """
         waiting = {key_of(container): container for container in containers}
         undecided = []

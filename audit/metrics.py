@@ -175,10 +175,10 @@ def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFa
         yield from _legacy_families(audit)
 
 
-def run_families(
+def execution_families(
     success: bool, at: float, duration: float, clock_skew: float | None, version: str
 ) -> Iterator[GaugeMetricFamily]:
-    """How a run of the audit itself went; `at` is this host's clock in seconds since the epoch."""
+    """How this execution of the audit went; `at` is this host's clock in seconds since the epoch."""
     yield GaugeMetricFamily("mydb_backup_audit_success", "1 if the last audit was completed, else 0.", value=success)
     yield GaugeMetricFamily(
         "mydb_backup_audit_run_timestamp_seconds",

@@ -41,7 +41,7 @@ class Outcome(str, enum.Enum):
 
 
 class Status(str, enum.Enum):
-    """The state of a container's backups, in the order in which the rules are tried."""
+    """What a verdict says of a container's backups, in the order in which the rules are tried."""
 
     NO_POLICY = "no_policy"
     EXEMPT = "exempt"
@@ -143,7 +143,7 @@ class Run:
     message: str = ""
     """The messages of its rows, as far as they were kept."""
     is_cut: bool = False
-    """Whether one of its messages may be cut off: an error behind that did not reach the log."""
+    """Whether a part of one of its messages may be unseen, cut off by DB4Sci or too long to be read whole."""
 
     @property
     def duration(self) -> timedelta | None:

@@ -207,25 +207,25 @@ def _number(value: float) -> str:
 # --- Sentences about a container ------------------------------------------------------------------------
 
 
-def reason(verdict: Verdict, zone: tzinfo, limit: int | None = None) -> str:
+def reason(verdict: Verdict, zone: tzinfo, quote_length: int | None = None) -> str:
     """Why the verdict is what it is, with the figures, and what there is to restore if it is a problem.
 
-    `limit` cuts what is quoted of the database; without it that is whole, and not made harmless.
+    `quote_length` cuts what is quoted of the database; without it that is whole, and not made harmless.
     """
     if verdict.container.deleted:
         return f"deleted; {left_to_restore(verdict, zone)}"
-    said = "; ".join(_why(verdict, zone, limit))
+    said = "; ".join(_why(verdict, zone, quote_length))
     return f"{said}; {left_to_restore(verdict, zone)}" if verdict.severity else said
 
 
-def _why(verdict: Verdict, zone: tzinfo, limit: int | None) -> Iterator[str]:
+def _why(verdict: Verdict, zone: tzinfo, quote_length: int | None) -> Iterator[str]:
     status, run, success = verdict.status, verdict.concluded, verdict.last_success
     if status is Status.NO_POLICY:
-        yield _why_no_policy(verdict.container, limit)
+        yield _why_no_policy(verdict.container, quote_length)
     elif verdict.due is None:
         yield "backups disabled (policy Never)"
     elif status is Status.FAILED and run:
-        yield f"the run of {_since(run, verdict, zone)} failed: {_quoted(verdict.line, limit)}"
+        yield f"the run of {_since(run, verdict, zone)} failed: {_quoted(verdict.line, quote_length)}"
         yield from _in_a_row(verdict, zone)
     elif status is Status.STALLED and run:
         usually = f"usually {duration(verdict.typical)}, so " if verdict.typical is not None else ""
@@ -233,7 +233,7 @@ def _why(verdict: Verdict, zone: tzinfo, limit: int | None) -> Iterator[str]:
         yield from _in_a_row(verdict, zone)
     elif status is Status.UNSURE and success:
         ended = f"the run of {_since(success, verdict, zone)} ended with an"
-        yield f"{ended} unrecognised message: {_quoted(verdict.line, limit)}"
+        yield f"{ended} unrecognised message: {_quoted(verdict.line, quote_length)}"
     elif status is Status.OK and success:
         yield f"backed up {_since(success, verdict, zone)}, next due {minute(verdict.due, zone)}"
     elif status is Status.NEW:
@@ -241,18 +241,18 @@ def _why(verdict: Verdict, zone: tzinfo, limit: int | None) -> Iterator[str]:
         yield f"created {since(created, verdict.now, zone)}, first due {minute(verdict.due, zone)}"
     else:
         if status is Status.PAUSED:
-            yield f"state is {_quoted(verdict.container.state or 'unknown', limit)}"
+            yield f"state is {_quoted(verdict.container.state or 'unknown', quote_length)}"
         if status is Status.RUNNING and verdict.last_run:
             yield f"running since {_since(verdict.last_run, verdict, zone)}"
         yield _overdue(verdict, verdict.due, zone)
 
 
-def _why_no_policy(container: Container, limit: int | None) -> str:
+def _why_no_policy(container: Container, quote_length: int | None) -> str:
     if not container.has_metadata:
         return "no metadata: the table containers has no row of this container"
     if container.policy is None:
         return "no backup policy: BACKUP_FREQ is missing or not text"
-    return f"unknown backup policy '{_quoted(container.policy.strip(), limit)}'"
+    return f"unknown backup policy '{_quoted(container.policy.strip(), quote_length)}'"
 
 
 def _in_a_row(verdict: Verdict, zone: tzinfo) -> Iterator[str]:
@@ -337,5 +337,5 @@ def _since(run: Run, verdict: Verdict, zone: tzinfo) -> str:
     return since(run.started, verdict.now, zone)
 
 
-def _quoted(text: str | None, limit: int | None) -> str:
-    return mask(text or "") if limit is None else message(text, limit)
+def _quoted(text: str | None, length: int | None) -> str:
+    return mask(text or "") if length is None else message(text, length)

@@ -124,7 +124,7 @@ def test_a_traceback_is_harmless(sqlite_site: Site) -> None:
         assert ("did you mean sales" in result.err) == (word == "sales2")
 
 
-def test_every_line_of_a_report_is_harmless_and_fits_but_for_what_is_to_be_pasted() -> None:
+def test_a_report_has_no_password_nothing_that_a_terminal_obeys_and_lines_that_fit() -> None:
     night, keys = NewestRun(BAD, NOW, Outcome.STALLED), (BAD, "k" * 90, "k" * 90)
     broken_off = audit_of(*findings.hostile(), database=BAD, broken_night=night)
     silent = audit_of(*findings.hostile(), newest_row=None, unused_exceptions=keys)

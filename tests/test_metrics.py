@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from audit.auditor import Finding
-from audit.metrics import audit_families, exposition, run_families
+from audit.metrics import audit_families, execution_families, exposition
 from audit.options import VERSION
 from audit.policy import DAY, Rules, Status
 from tests import findings
@@ -59,7 +59,7 @@ def names(samples: dict[Sample, float], metric: str) -> set[str]:
 @pytest.mark.parametrize("name", [None, 'n\u00f6rdlich "1"\\'])
 def test_the_page_lists_every_family_with_its_labels(name: str | None) -> None:
     audit = audit_families(audit_of(*of_every_family()), legacy=True)
-    both = exposition(audit, name) + exposition(run_families(True, 1.5, 2, 0.5, VERSION), name)
+    both = exposition(audit, name) + exposition(execution_families(True, 1.5, 2, 0.5, VERSION), name)
     found = list(text_string_to_metric_families(both.decode()))
     expected = {**OF_AUDIT, **OF_RUN, **LEGACY}
     assert len(found) == len(expected)

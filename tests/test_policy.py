@@ -185,7 +185,8 @@ def test_a_status_changes_exactly_when_window_grace_or_limit_is_over(
     assert [verdict_of(*runs, now=now, policy=policy, rules=rules).status.value for now in sides] == expected
 
 
-def test_a_run_with_an_error_failed_although_it_never_ended() -> None:
+def test_a_run_with_an_error_failed_whether_or_not_it_ended() -> None:
+    assert verdict_of(BACKED_UP, bad("14 02:00")).status is Status.FAILED
     assert verdict_of(BACKED_UP, replace(bad("14 02:00"), ended=None)).status is Status.FAILED
 
 
@@ -211,7 +212,7 @@ def test_a_container_is_not_new_once_a_run_failed_or_succeeded() -> None:
 
 
 @pytest.mark.parametrize("state", ["running", " RUNNING\t", "maintenance", "run", "", None])
-def test_only_a_container_in_state_running_can_be_late(state: str | None) -> None:
+def test_only_a_container_in_state_running_is_late_or_missed_others_are_paused(state: str | None) -> None:
     paused = state not in ("running", " RUNNING\t")
     assert verdict_of(run("10 18:07"), state=state).status is (Status.PAUSED if paused else Status.MISSED)
     assert verdict_of(run("13 05:00"), state=state).status is (Status.PAUSED if paused else Status.LATE)
