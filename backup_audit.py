@@ -210,7 +210,9 @@ def _history(
         containers = containers + auditor.deleted_containers(session, log.log_time_before(period.start))
     if args.containers:
         containers = _select(session, containers, args, period.end if log.moment.hides_later else None)
-    past = list(auditor.histories(log, containers, period))
+    found = auditor.histories(log, containers, period)
+    # only the page shows the stretches, which hold every failed run
+    past = list(found if args.html else (replace(one, stretches=()) for one in found))
     if args.csv:
         from audit.reports import history_csv
 

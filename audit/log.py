@@ -51,7 +51,7 @@ _LOCAL_TIME = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)[-_](\d\d):(\d\d):(\d\d)")
 _Key = tuple[int | None, str | None]
 """What ties a container to its log rows: `c_id`, and the name where that is 0 (a site-wide job)."""
 Start = tuple[datetime, str]
-"""The stamp (aware UTC) and the `backup_id` of a start row."""
+"""The stamp (aware UTC) of a run's start row, and its `backup_id`."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Entry(NamedTuple):
 
 
 def fold(entries: Iterable[Entry]) -> list[Run]:
-    """The runs of one container, the oldest first, from its entries in any order.
+    """The runs of one container from its entries in any order; by their first entries, the oldest first.
 
     Entries of one `backup_id` are a run; a start begins another one if there has been a start with another stamp.
     """
@@ -104,6 +104,7 @@ def fold(entries: Iterable[Entry]) -> list[Run]:
             runs.append(run)
         if is_end:
             run.ended = stamp
+            run.started = run.started if run.start_logged else stamp
         elif not run.start_logged:
             run.started, run.start_logged = stamp, True
         if said.meaning > run.said.meaning:
@@ -111,7 +112,7 @@ def fold(entries: Iterable[Entry]) -> list[Run]:
         run.type = run.type or kind
         run.url = url or run.url
         run.is_cut = run.is_cut or is_cut
-        if message and message != run.message:
+        if message and f"\n{message}\n" not in f"\n{run.message}\n":
             run.message = f"{run.message}\n{message}" if run.message else message
     return runs
 
@@ -227,7 +228,7 @@ class SiteFacts:
     """The newest row that is not future, aware UTC."""
     newest_run: NewestRun | None = None
     starts: list[Start] = field(default_factory=list)
-    """The newest starts, newest first."""
+    """Those of the newest runs, newest first."""
 
 
 @dataclass
@@ -297,8 +298,8 @@ class SiteLog:
         facts.ignored.add_all(log.ignored)
         if log.newest_row and (facts.newest_row is None or log.newest_row > facts.newest_row):
             facts.newest_row = log.newest_row
-        starts = [(run.started, run.backup_id) for run in log.runs[-STARTS_COMPARED:] if run.start_logged]
-        facts.starts = heapq.nlargest(STARTS_COMPARED, [*facts.starts, *starts])
+        starts = [(run.started, run.backup_id) for run in log.runs if run.start_logged]
+        facts.starts = heapq.nlargest(STARTS_COMPARED, [*facts.starts, *starts[-STARTS_COMPARED:]])
         newest = max(log.runs, key=lambda run: run.started, default=None)
         if newest and (facts.newest_run is None or newest.started > facts.newest_run.started):
             limit = run_limit(typical_duration(log.runs, self.moment.now), self.rules)

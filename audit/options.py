@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from calendar import monthrange
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, time, tzinfo
@@ -21,7 +22,7 @@ VERSION = "3.0.0"
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "mydb_config.py"
 
 _YEARS = range(1971, 9000)
-"""What times and time zones can be worked with."""
+"""The years that times and time zones can be worked with."""
 _MOST_DAYS = 3660
 _SUGGESTED = 3
 _COMPARED = 100
@@ -29,12 +30,20 @@ _COMPARED = 100
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser whose complaints are one line, and whose exit status is ours."""
 
     def error(self, message: str) -> NoReturn:
         """Complain about bad usage on one line, and exit with status 3."""
         terminal.print_error(f"backup_audit: {text.one_line(message)}: see backup_audit.py --help")
         self.exit(NOT_DONE)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit with this status, or with 3 if what was printed cannot be written."""
+        try:
+            terminal.print_lines(())
+        except OSError:
+            status = NOT_DONE
+        sys.exit(status)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -128,7 +128,7 @@ class Moment:
 
 @dataclass(slots=True)
 class Run:
-    """One backup run: log rows that share `c_id` and `backup_id`, of which only one is a start."""
+    """One backup run: log rows that share `c_id` and `backup_id`, with one start stamp at most."""
 
     started: datetime
     backup_id: str

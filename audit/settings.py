@@ -274,6 +274,10 @@ def _name(url: URL) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError("expected a non-empty string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # of an environment variable in another encoding, for example
+        raise ValueError("expected text that UTF-8 can hold") from None
     return value.strip()
 
 
@@ -379,7 +383,7 @@ def _table(expected: str, check_value: Callable[[Any], Any]) -> Callable[[Any], 
         if not isinstance(value, dict) or not all(isinstance(key, str) and key.strip() for key in value):
             raise ValueError(expected)
         try:
-            return {key.strip(): check_value(item) for key, item in value.items()}
+            return {_text(key): check_value(item) for key, item in value.items()}
         except ValueError:
             raise ValueError(expected) from None
 

@@ -187,7 +187,7 @@ def test_a_state_change_keeps_the_previous_state_and_is_logged(sqlite_site: Site
 # --- Engines and sessions ------------------------------------------------------------------------------
 
 
-def test_a_writing_session_that_raises_and_an_audit_session_leave_nothing() -> None:
+def test_a_writing_session_that_raises_and_a_reading_session_leave_nothing() -> None:
     engine = admin_db.make_engine("sqlite://")  # a database in memory, gone with its connection
     admin_db.create_tables(engine)
     with pytest.raises(RuntimeError), admin_db.writing_session(engine) as session:  # noqa: PT012

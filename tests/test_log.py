@@ -49,6 +49,7 @@ def shown(runs: list[Run]) -> list[str]:
     [
         pytest.param(["start 18:07", "end 18:30"], ["18:07-18:30 fine"], id="start and end"),
         pytest.param(["end 18:30"], ["?-18:30 fine"], id="no start"),
+        pytest.param(["end 18:30", "end 18:40"], ["?-18:40 fine"], id="no start, two ends"),
         pytest.param(["START 18:07", "End 18:30", "end 18:40"], ["18:07-18:40 fine"], id="letter case, two ends"),
         pytest.param(["start 18:07", "start 18:07", "end 18:30"], ["18:07-18:30 fine"], id="a start row twice"),
         pytest.param(["start 18:07", "end 18:30", "start 20:00"], ["18:07-18:30 fine", "20:00-? fine"], id="another"),
@@ -72,12 +73,20 @@ def test_rows_of_one_backup_id_become_runs_in_any_order_and_the_worst_message_of
         assert shown(log.runs) == runs
 
 
+def test_a_run_without_a_start_began_when_it_ended_at_last() -> None:
+    [run] = log_of(row("end 02:00"), row("end 18:30")).runs
+    assert run.started == run.ended
+    assert f"{run.started:%H:%M}" == "18:30"
+
+
 def test_a_run_has_what_its_rows_say() -> None:
     first = row("start 18:07 fine start", url="s3://b/at-start", type=None)
     last = row("end 18:30 fine\nodd", url="s3://b/at-end")
     [run] = log_of(first, last, keeps=True).runs
     assert (run.duration, run.type, run.url) == (23 * MINUTE, "Daily", "s3://b/at-end")
     assert (run.said.line, run.message) == ("odd", "fine start\nfine\nodd")
+    [run] = log_of(first, last, last._replace(id=2), first, keeps=True).runs
+    assert run.message == "fine start\nfine\nodd", "no message twice"
     [run] = log_of(first._replace(message="b failed", id=9), last._replace(message="a failed", url=None)).runs
     assert (run.said.line, run.url) == ("b failed", "s3://b/at-start"), "of lines that are as bad the earliest"
     assert run.message == "", "messages are kept only where they are asked for"

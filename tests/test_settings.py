@@ -133,7 +133,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
     },
     "connect_timeout": {"expected a whole number of seconds from 1 to 3600": [0, 3601, None, *BAD_NUMBERS]},
     "query_timeout": {"expected a whole number of seconds from 1 to 86400": [0, 86401, None, *BAD_NUMBERS]},
-    "site": {TEXT: [5, "", " ", True]},
+    "site": {TEXT: [5, "", " ", True], "expected text that UTF-8 can hold": ["Z\udcfcrich"]},
     "textfile_mode": {"expected file permissions such as 0o644": ["0644", 644, 0, -1, 128, True, None, 420.0]},
     "timezone": {ZONE: BAD_ZONES},
     "db_timezone": {ZONE: BAD_ZONES},
@@ -146,7 +146,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "is built in and cannot be changed": [{"Daily": 24}, {" weekly": 24}, {"never": 24}, {"NONE": 24}],
     },
     "extra_jobs": {
-        JOBS: [5, None, "offsite", ["offsite"], {"offsite": 5}, {"offsite": ""}, {"": "Daily"}],
+        JOBS: [5, None, "offsite", ["offsite"], {"offsite": 5}, {"offsite": ""}, {"": "Daily"}, {"\udcfc": "Daily"}],
         "expected Daily, Weekly or a name from policies": [{"offsite": "Fortnightly"}, {"offsite": "Never"}],
     },
     "dumps_kept_days": {"expected a whole number of days from 1 to 36500": [0, 36501, *BAD_NUMBERS]},

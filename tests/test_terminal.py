@@ -202,6 +202,7 @@ def test_a_report_that_cannot_be_printed_is_a_failed_run(sqlite_site: Site, caps
         assert audit_into_a_full_device(sqlite_site, *words.split()) == 3
         assert capsys.readouterr().err == problem.format("No space left on device")
     assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 0
+    assert audit_into_a_full_device(sqlite_site, "--version") == 3
     assert audit_into(None, sqlite_site, "-v") == 3, "closed before the program began"
     assert capsys.readouterr().err == problem.format("Bad file descriptor")
     assert audit_into(None, sqlite_site, "-q") == 0
