@@ -216,7 +216,7 @@ def test_runs_that_stalled_within_24_hours_are_one_paragraph() -> None:
     assert len(paragraphs(mail(*night[:2]))) == 2
 
 
-def test_unsure_containers_come_with_the_setting_that_teaches_their_line() -> None:
+def test_unsure_containers_come_with_the_setting_that_makes_their_line_fine() -> None:
     lines = mail(unsure("lab-1", "lab-1: copied 7 of 7"), unsure("lab-2", "lab-2: copied 12 of 12"), unsure("wiki"))
     together, apart = (said for _, _, said in paragraphs(lines))
     assert together == (

@@ -212,10 +212,10 @@ class _Report:
         """The paragraph about containers with the same cause; mostly one."""
         first = cause[0]
         line = first.verdict.line if first.status is Status.UNSURE else None
-        teach = text.setting(line, first.container.name) if line else ""
+        setting = text.setting(line, first.container.name) if line else ""
         one = self._single(first) if len(cause) == 1 else self._group(cause)
-        advice = "; if that is harmless, add its pattern to the configuration:" if teach else ""
-        return one._replace(sentence=one.sentence + advice, setting=teach)
+        advice = "; if that is harmless, add its pattern to the configuration:" if setting else ""
+        return one._replace(sentence=one.sentence + advice, setting=setting)
 
     def _group(self, cause: list[Finding]) -> Paragraph:
         names, new = [self._name(finding) for finding in cause], len(by_change(cause, Change.NEW_PROBLEM))
