@@ -24,9 +24,9 @@ from audit.settings import AcceptedException, Settings
 REMINDER = 7 * DAY
 """For how long the report says that an exception has ended."""
 EXPIRY_WARNING = 7 * DAY
-"""How long before the last good dump expires it is told."""
+"""How long before the last good dump expires there is a warning."""
 EXPIRY_ACCEPTED = 30 * DAY
-"""How long after its expiry it is told of a container whose problem is accepted."""
+"""How long after its expiry a dump is reported of a container whose problem is accepted."""
 TURN_EXPECTED = 7 * DAY
 """A container with a run so shortly before one that never ended was waiting for its turn."""
 
@@ -89,7 +89,7 @@ class Finding:
     def expiry_severity(self) -> int:
         """0 = nothing to tell, 1 = the last good dump expires soon, 2 = it has expired (docs/rules.md, "Retention").
 
-        An exception does not accept that nothing is left, but it is told for a month only.
+        An exception does not accept that nothing is left, but then it is reported for a month only.
         """
         kept_until, now = self.verdict.kept_until, self.verdict.now
         if kept_until is None or self.status in (None, Status.OK, Status.EXEMPT) or now < kept_until - EXPIRY_WARNING:
@@ -255,7 +255,7 @@ def _finding(verdict: Verdict, own_log: ContainerLog, log: SiteLog, settings: Se
 
 
 def exception_of(container: Container, now: datetime, settings: Settings) -> AcceptedException | None:
-    """The exception that is in force, or ended so lately that the report still says so."""
+    """The exception that is in force, or ended so recently that the report still says so."""
     keys = (container.c_id, container.name)
     found = [settings.exceptions[key] for key in keys if key is not None and key in settings.exceptions]
     latest = max(found, key=lambda exception: exception.ends, default=None)

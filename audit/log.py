@@ -99,14 +99,13 @@ def fold(entries: Iterable[Entry]) -> list[Run]:
     newest: dict[str, Run] = {}
     for stamp, is_end, _, backup_id, kind, url, said, message, is_cut in sorted(entries):
         run = newest.get(backup_id)
-        if run is None or not (is_end or not run.start_logged or run.started == stamp):
+        if run is None or (not is_end and run.start_logged and run.started != stamp):
             run = newest[backup_id] = Run(stamp, backup_id, start_logged=False)
             runs.append(run)
+        if not run.start_logged:
+            run.started, run.start_logged = stamp, not is_end
         if is_end:
             run.ended = stamp
-            run.started = run.started if run.start_logged else stamp
-        elif not run.start_logged:
-            run.started, run.start_logged = stamp, True
         if said.meaning > run.said.meaning:
             run.said = said
         run.type = run.type or kind

@@ -294,7 +294,7 @@ def _next_weekly_midnight(base: datetime, rules: Rules) -> datetime:
 
 
 def creation(container: Container, now: datetime) -> datetime:
-    """When a container was created, as far as that can be right; else `LONG_AGO`."""
+    """When a container was created, if that is known and can be right; else `LONG_AGO`."""
     if container.created is None or container.created > now + FUTURE_TOLERANCE:
         return LONG_AGO
     return container.created

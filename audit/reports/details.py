@@ -44,7 +44,7 @@ def _fact(title: str, fact: str, severity: int | None, style: Style) -> Iterator
 
 
 def _restore(finding: Finding, zone: tzinfo) -> Iterator[tuple[str, str]]:
-    """What somebody needs who is about to restore."""
+    """What anybody needs who is about to restore."""
     verdict = finding.verdict
     if finding.status is None:
         yield "verdict", "none: the container was deleted"

@@ -352,7 +352,7 @@ def _stretch(stretch: Stretch, name: str, rules: Rules) -> str:
 
 
 def _failures(runs: Sequence[Run], name: str, rules: Rules) -> Iterator[str]:
-    """The first failed runs; runs in a row that say the same, numbers aside, are told together."""
+    """The first failed runs; runs in a row that say the same, numbers aside, are one entry."""
     left = len(runs)
     for _, alike in islice(groupby(runs, lambda run: messages.kind(run.said.line or "", name)), FAILURES_SHOWN):
         first, *more = alike

@@ -23,7 +23,7 @@ from audit.text import Style
 LISTED = 20
 """How many paragraphs of one status are listed, and after how many lines of a list the headline is repeated."""
 TOGETHER = 3
-"""So many containers with one cause are told in one paragraph."""
+"""So many containers with one cause share a paragraph."""
 
 # what failed says why, and has to be looked at one by one; what was missed often has one cause
 _WORST_FIRST = (
@@ -35,7 +35,7 @@ _EXPIRES = {1: "expiring", 2: "expired"}
 
 
 class Paragraph(NamedTuple):
-    """What is told of one container, or of several with the same cause."""
+    """What is said of one container, or of several with the same cause."""
 
     mark: str
     word: str
@@ -104,7 +104,7 @@ class _Report:
         yield from self._wrapped(f"Backup Audit of {text.one_line(self.audit.database)}, {moment}")
         accepted = _sorted(one for one in findings if one.is_accepted)
         causes = list(_causes(self.listed))
-        single = {cause[0].container for cause in causes if len(cause) == 1}  # these are told with their problem
+        single = {cause[0].container for cause in causes if len(cause) == 1}  # their problem says it
         odd = _sorted(one for one in findings if _is_suspicious(one) and one.container not in single)
         length = 0
         for block in (
