@@ -13,7 +13,8 @@ from audit.auditor import Change, Finding, by_change
 from audit.policy import DAY, HOUR, Rules, Status, judge
 from audit.settings import AcceptedException
 from tests.builders import NOW, Site, series
-from tests.findings import ENDED, FROZEN, audit_of, failed, finding, missed, ok
+from tests.findings import ENDED, FROZEN, audit_of, failed, finding, missed, of_every_status, ok
+from tests.postgres import ADMIN_USER
 from tests.runs import ERROR, at, run
 
 TICK, SECOND = timedelta.resolution, timedelta(seconds=1)
@@ -156,6 +157,26 @@ def test_yesterday_is_24_hours_ago_where_clocks_change(sqlite_site: Site, asked:
     assert {name: status for name, (status, _) in yesterday.items()} == expected
 
 
+def test_now_is_the_clock_of_the_server(own_site: Site) -> None:
+    slow = "SELECT pg_catalog.clock_timestamp() - interval '3 days'"
+    for statement in (
+        "CREATE SCHEMA slow",
+        f"CREATE FUNCTION slow.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $${slow}$$",
+        f"GRANT USAGE ON SCHEMA slow TO {ADMIN_USER}",
+        f'ALTER DATABASE "{own_site.postgres.name}" SET search_path = slow, pg_catalog, public',
+    ):
+        own_site.postgres.execute(statement)
+    now = own_site.clock() - 3 * DAY
+    own_site.run(own_site.container(), now - HOUR, now - HOUR / 2)
+    own_site.run(own_site.container("ahead"), now + HOUR, now + HOUR)
+    own_site.config()
+    report = json.loads(own_site.audit("--json").out)
+    assert [one["status"] for one in report["containers"]] == ["ok", "missed"]
+    assert report["audit"]["rows_ignored"]["future"] == 2
+    skew = own_site.samples(own_site.runfile)[series("mydb_backup_audit_clock_skew_seconds")]
+    assert skew == pytest.approx(3 * 24 * 3600, abs=60)
+
+
 def test_rows_of_a_repeated_hour_are_seen(sqlite_site: Site) -> None:
     sqlite_site.run(sqlite_site.container(), "2026-10-25 02:50", "2026-10-25 02:10")  # 00:50 to 01:10 UTC
     for moment, status in (("00:09:59", "missed"), ("01:15:00", "ok")):
@@ -201,6 +222,8 @@ def test_the_expiry_of_the_last_dump_is_told_for_a_month_where_the_problem_is_ac
             container = replace(finding().container, policy=policy)
             verdict = judge(container, [run("10 18:07")], now, Rules(dumps_kept=1000 * DAY + left))
             assert Finding(verdict, exception=exception).expiry_severity == told, (left, exception)
+    expired = [Finding(replace(one.verdict, kept_until=NOW)) for one in of_every_status()]
+    assert {one.status for one in expired if one.expiry_severity == 0} == {Status.EXEMPT, Status.OK}
 
 
 def test_without_an_active_container_the_audit_fails_unless_that_is_accepted(sqlite_site: Site) -> None:
@@ -208,8 +231,15 @@ def test_without_an_active_container_the_audit_fails_unless_that_is_accepted(sql
     refused = sqlite_site.audit()
     assert refused.status == 3
     assert "no active container in " in refused.err
-    sqlite_site.config(allow_empty=True)
-    assert (sqlite_site.audit().status, sqlite_site.audit().err) == (0, "")
+    sqlite_site.run(0, ago(13), ago(12), name="offsite")
+    sqlite_site.config(extra_jobs={"offsite": "Daily"})
+    for words in ((), ("--history", "7")):
+        assert "no active container in " in sqlite_site.audit(*words).err, "a job of the site is no container"
+    sqlite_site.container(created=NOW + SECOND)
+    assert "at that moment" in sqlite_site.audit("--at", NOW.isoformat()).err
+    sqlite_site.config(allow_empty=True, extra_jobs={"offsite": "Daily"})
+    empty = sqlite_site.audit("--at", NOW.isoformat())
+    assert (empty.status, empty.err) == (0, "")
 
 
 def test_an_accepted_problem_stays_in_the_verdict_and_counts_for_nothing() -> None:
@@ -244,6 +274,20 @@ def test_a_night_broke_off_where_the_newest_run_stalled_and_a_container_waits_th
     assert headline() == "", "the job went on"
 
 
+def test_a_night_also_breaks_off_at_a_job_of_the_site_by_its_usual_time_and_where_others_are_late(
+    sqlite_site: Site,
+) -> None:
+    sqlite_site.config(extra_jobs={"offsite": "Daily"})
+    sqlite_site.run(sqlite_site.container("late"), ago(26), ago(25))
+    for night in (1, 2, 3):
+        sqlite_site.run(0, ago(2 + 24 * night), ago(1.9 + 24 * night), name="offsite")
+    sqlite_site.run(0, ago(2), name="offsite")
+    stopped = "DB4Sci's backup job probably stopped at offsite"
+    assert stopped in sqlite_site.audit("--at", NOW.isoformat()).out
+    sqlite_site.run(99, ago(1), name="graph", error=ERROR)
+    assert "probably stopped" not in sqlite_site.audit("--at", NOW.isoformat()).out, "what failed has said so itself"
+
+
 def test_what_has_changed_since_yesterday() -> None:
     for before, expected in (
         ("ok", Change.NEW_PROBLEM),
@@ -256,3 +300,6 @@ def test_what_has_changed_since_yesterday() -> None:
         assert replace(ok(), yesterday=Status(before) if before else None).change is expected
     problem, accepted = failed(), failed(more={"exception": FROZEN})
     assert by_change([problem, accepted], Change.NEW_PROBLEM) == [problem]
+    back, frozen = (ok(more={"exception": each}) for each in (None, FROZEN))
+    recovered = [replace(one, yesterday=Status.MISSED) for one in (back, frozen)]
+    assert by_change(recovered, Change.RECOVERED) == recovered[:1]

@@ -121,6 +121,17 @@ def test_the_first_place_with_text_has_the_policy(any_site: Site) -> None:
     assert policies == ["Daily"] * 5 * len(no_texts) + ["", "Daily"]
 
 
+def test_owner_and_contact_are_those_of_info_before_those_of_its_labels(any_site: Site) -> None:
+    labels = {"owner": "label", "contact": "label@example.org"}
+    found = ("info", "info@example.org"), tuple(labels.values())
+    for owner, contact in (*found[:1], ("", ""), (None, 5)):
+        any_site.container(data={"Info": {"OWNER": owner, "CONTACT": contact, "labels": labels, "dbengine": "Neo4j"}})
+    any_site.container(data={"Info": {"labels": labels, "dbengine": "Neo4j"}})
+    report = audited(any_site)
+    assert [(one["owner"], one["contact"]) for one in report.containers] == [found[0], *found[1:] * 3]
+    assert {one["engine"] for one in report.containers} == {"Neo4j"}
+
+
 NOT_JSON: list[Any] = [
     b'{"Info": {"BACKUP_FREQ": "Daily"', b"{'Info': {'BACKUP_FREQ': 'Daily'}}", b'{"Info": NaN}', b"\xff\xfe", b"",
     b'{"Info": {"BACKUP_FREQ": "Daily"}} x', b'{"Info": {"BACKUP_FREQ": "\\ud800"}}', b"[" * 100_000, 5, None,

@@ -81,6 +81,7 @@ def test_a_dump_is_kept_from_its_start_on() -> None:
     assert verdict_of(*last, rules=rules).kept_until == at("10 18:07") + 180 * DAY
     assert verdict_of(*last).kept_until is None
     assert verdict_of(last[1], rules=rules).kept_until is None
+    assert verdict_of(last[0], doubtful("12 18:07"), rules=rules).kept_until == at("12 18:07") + 180 * DAY
     assert verdict_of(*last, rules=rules, c_id=0).kept_until is None, "a job of the site has no dump"
 
 
@@ -188,6 +189,11 @@ def test_a_status_changes_exactly_when_window_grace_or_limit_is_over(
 def test_a_run_with_an_error_failed_whether_or_not_it_ended() -> None:
     assert verdict_of(BACKED_UP, bad("14 02:00")).status is Status.FAILED
     assert verdict_of(BACKED_UP, replace(bad("14 02:00"), ended=None)).status is Status.FAILED
+
+
+def test_an_unrecognised_message_of_a_run_that_has_not_ended_changes_nothing() -> None:
+    for started, status in (("13 18:07", Status.STALLED), ("14 06:50", Status.OK)):
+        assert verdict_of(run("13 18:06"), replace(doubtful(started), ended=None)).status is status
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,7 @@ def test_a_suspicion_is_worth_a_look_and_not_a_problem() -> None:
     lines = mail(findings.quick(), ok("trials"))
     assert lines[:2] == ["2 containers: 2 ok", "No container needs attention; -v lists all."]
     assert lines[-2:] == ["Worth a look:", f"    ok        quick: {note}"]
+    assert audit_of(findings.quick()).severity == 0, "the exit status is that of a calm night"
     assert mail(findings.quick(policy="Never")) == [], "nobody waits for that dump"
     spoilt = mail(findings.quick(bad("14 02:00", "bad")))
     assert note in paragraphs(spoilt)[0][2]
