@@ -194,6 +194,12 @@ def test_a_run_with_an_error_failed_whether_or_not_it_ended() -> None:
 def test_an_unrecognised_message_of_a_run_that_has_not_ended_changes_nothing() -> None:
     for started, status in (("13 18:07", Status.STALLED), ("14 06:50", Status.OK)):
         assert verdict_of(run("13 18:06"), replace(doubtful(started), ended=None)).status is status
+    assert verdict_of(doubtful("13 18:07"), unfinished("14 06:50")).status is Status.UNSURE, "nor does another attempt"
+
+
+@pytest.mark.parametrize("kind", ["User", "Admin", "Weekly", "AWS S3", "failed", ""])
+def test_a_good_backup_is_a_good_backup_whoever_asked_for_it(kind: str) -> None:
+    assert verdict_of(run("13 18:07", type=kind)).status is Status.OK
 
 
 @pytest.mark.parametrize(
