@@ -16,10 +16,11 @@ TABLES = (b"containers", b"container_state", b"backups")
 
 
 class Relay(ThreadingTCPServer):
-    """A relay to a server, on a port of its own."""
+    """A relay to a server, on a port of its own, or at a socket."""
 
-    def __init__(self, port: int) -> None:
-        super().__init__((HOST, 0), BaseRequestHandler)
+    def __init__(self, port: int, place: Any = (HOST, 0)) -> None:
+        self.address_family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET
+        super().__init__(place, BaseRequestHandler)
         self.asked = bytearray()
         self.heard = bytearray()
         self.allowance: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import threading
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
@@ -15,6 +16,7 @@ from tests.builders import Site, tree
 from tests.db4sci import SECRET
 from tests.failed_audits import LAST_GOOD, passwords
 from tests.postgres import ADMIN_USER, HOST, SUPERUSER
+from tests.relay import Relay
 
 STEPS = ["settings", "host", "login", "tables", "containers", "clock", "log", "textfile", "textfile"]
 READY = "All is ready for the first audit."
@@ -119,6 +121,30 @@ def test_the_way_to_the_server_the_password_and_the_privileges(own_site: Site) -
     assert "\nnote    login: the connection is not encrypted (TLS)" in own_site.audit("--check-config").out
     own_site.postgres.execute(f"REVOKE SELECT ON backups FROM {ADMIN_USER}", SUPERUSER)
     assert "a privilege is missing" in failed(own_site, after="login")
+
+
+def test_a_socket_and_a_service(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_ready(site)
+    database, port, folder = site.postgres, site.postgres.server.port, site.folder
+    password = database.server.passwords[ADMIN_USER].replace("\\", r"\\").replace(":", r"\:")
+    path = folder / "pgpass"
+    path.write_text(f"*:*:*:*:{password}\n", encoding="utf-8")
+    path.chmod(0o600)
+    service = f"[db4sci]\nhost={HOST}\nport={port}\ndbname={database.name}\nuser={ADMIN_USER}\n"
+    (folder / "services").write_text(service, encoding="utf-8")
+    monkeypatch.setenv("PGSERVICEFILE", str(folder / "services"))
+    with Relay(port, f"{folder}/.s.PGSQL.{port}") as relay:
+        threading.Thread(target=relay.serve_forever, args=(0.01,)).start()
+        for place, host, notes in (
+            ({**site.settings, "container_host": str(folder)}, folder, 0),
+            ({**dict.fromkeys(site.settings), "database_url": "postgresql://?service=db4sci"}, HOST, 1),
+        ):
+            site.config(**{**place, "pgpass_file": str(path)})
+            status, steps = checklist(site)
+            assert (status, {step[0] for step in steps}) == (0, {"ok"})
+            assert steps[1][2].startswith(f"{host}, port {port}, answers: PostgreSQL ")
+            assert site.audit("--check-config").out.count("not encrypted") == notes, "a socket needs no TLS"
+        relay.shutdown()
 
 
 def test_no_active_container(site: Site) -> None:
@@ -226,6 +252,9 @@ def test_zones_that_do_not_fit_the_log(
     steps = [step for step in odd(sqlite_site) if "apart" in step[2]]
     assert [step[:2] for step in steps] == [("WARN", "log")] * bool(problem)
     assert not problem or (problem in steps[0][2] and advice in steps[0][2])
+    nightly = " ".join(sqlite_site.audit("-v").out.split())
+    told = f"backup_id and ts of the newest runs are {problem}: timezone or db_timezone is probably wrong."
+    assert (told in nightly) == bool(problem)
 
 
 # --- What is worth a note -------------------------------------------------------------------------------

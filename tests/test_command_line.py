@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
+import shlex
 
 import pytest
 
-from tests.builders import NOW, Result, Site, files
+from tests.builders import NOW, TOP, Result, Site, files
 from tests.failed_audits import SUCCESS, assert_complaint, publish_good_audit
 
 AT = ("--at", NOW.isoformat())
@@ -51,6 +53,39 @@ def test_a_calm_site_has_nothing_to_mail(sqlite_site: Site) -> None:
     assert sqlite_site.audit() == Result(0, "", "")
     assert sqlite_site.audit(terminal=True).out.startswith("2 containers: ")
     assert "sales" in sqlite_site.audit("-v").out
+
+
+def test_the_command_to_paste_is_that_of_the_user_and_folder_it_is_meant_for(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mail is read by root; who sees a terminal is the user already."""
+    sqlite_site.container("sales", policy=None)
+    program, config = str(TOP / "backup_audit.py"), str(sqlite_site.config())
+    as_user = ["sudo", "-u", getpass.getuser()]
+    for folder, user, terminal, start in (
+        ("/", 1000, False, [*as_user, program]),
+        ("/", 0, False, [program]),
+        ("/", 1000, True, [program]),
+        (TOP, 1000, True, ["./backup_audit.py"]),
+        (TOP, 1000, False, [*as_user, program]),
+    ):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        last = sqlite_site.audit(*AT, terminal=terminal).out.splitlines()[-1]
+        assert shlex.split(last.partition("one: ")[2] or last) == [*start, "--config", config, "sales"]
+
+
+def test_lines_are_as_wide_as_the_terminal_but_60_columns_at_least(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqlite_site.container("sales")
+    sqlite_site.container("wiki", "ab " * 90)
+    for columns, width in ((40, 60), (60, 60), (75, 75), (110, 110)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for argv in (("-v",), ("wiki",), ("--history", "200")):
+            lines = sqlite_site.audit(*AT, *argv, terminal=True).out.splitlines()
+            longest = max(len(line) for line in lines if "backup_audit.py" not in line)
+            assert width - 10 < longest <= width, (columns, argv)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
@@ -99,6 +134,10 @@ def test_what_is_left_of_a_deleted_container(sqlite_site: Site) -> None:
         assert found["last_success"]["url"] == f"s3://site-backups/{c_id}/2026030{night}-18:07:00"
         assert found["last_success"]["url"] in sqlite_site.audit(*argv).out
     assert sqlite_site.audit(*AT, "--history", "30", "gone").status == 0
+    sqlite_site.container("gone", created="2026-03-13 12:00")
+    for moment, c_id in (("2026-03-13T11:59", 2), ("2026-03-13T12:00", 4)):
+        (found,) = json.loads(sqlite_site.audit("--json", "--at", moment, "gone").out)["containers"]
+        assert found["c_id"] == c_id, "an active one counts from its creation on"
 
 
 def test_a_history_that_is_longer_than_the_terminal_says_how_to_see_the_worst(

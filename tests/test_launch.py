@@ -104,6 +104,11 @@ def test_a_python_that_is_too_old(copy: Path) -> None:
     assert run(pythons[0], copy, "--version") == Result(0, f"<{copy}><--version>Backup Audit {VERSION}\n", "")
 
 
+def test_the_script_is_started_by_its_name_from_any_folder_and_has_its_configuration_beside_it(copy: Path) -> None:
+    path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    assert_broken(run(copy, cwd="/", env=path), f"no configuration file {copy.with_name('mydb_config.py')}: cp ")
+
+
 # --- Its imports ---------------------------------------------------------------------------------------
 
 _JOBS = """\

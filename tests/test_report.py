@@ -52,6 +52,8 @@ def names(lines: Iterable[str]) -> list[tuple[str, str]]:
 def test_the_mail_of_an_ordinary_morning_has_the_new_problem_first_and_fits_a_phone() -> None:
     old = (finding("plasmid-catalog", policy="Fortnightly"), missed("bookings"))
     back = finding("staff-wiki", run("09 18:07"), run("13 18:07"))
+    every = (*old, failed("consent-records"), back, ok("trials"))
+    assert mail(*every, terminal=True) == mail(*every), "a terminal shows the same"
     assert mail(*old, failed("consent-records"), back, ok("trials"), width=60) == [
         "5 containers: 1 failed, 1 missed, 1 no_policy, 2 ok",
         "Last 24 hours: 1 new problem (consent-records), 1 recovered",
