@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from audit.auditor import Change, Finding, by_change
 from audit.policy import DAY, HOUR, Rules, Status, judge
 from audit.settings import AcceptedException
+from models import BackupLog
 from tests.builders import NOW, Site, series
 from tests.findings import ENDED, FROZEN, audit_of, failed, finding, missed, of_every_status, ok
 from tests.postgres import ADMIN_USER
@@ -118,6 +121,27 @@ def test_deleted_containers_are_found_by_name_and_in_the_history_of_a_period_wit
         ([], ["sales"]),
     ):
         assert sorted(one["name"] for one in audited(sqlite_site, NOW, *words)["containers"]) == names, words
+
+
+@pytest.mark.parametrize("argv", [("-q",), ("--history", "30", "--json")])
+def test_memory_follows_the_containers_and_not_their_runs_or_messages(sqlite_site: Site, argv: tuple[str, ...]) -> None:
+    c_ids = [sqlite_site.container(f"lab {number}") for number in range(40)]
+    peaks = []
+    for hours in (range(10, 30), range(30, 130)):
+        times = [(hour, ago(hour)) for hour in hours]
+        rows = [
+            {"c_id": c_id, "state": "end", "backup_id": f"{hour}", "ts": ts, "err_msg": f"{hour} " + "odd " * 20}
+            for c_id in c_ids
+            for hour, ts in times
+        ]
+        with sqlite_site.session() as session:
+            session.execute(insert(BackupLog), rows)
+        sqlite_site.audit(*argv, "--at", NOW.isoformat())  # imports what it needs
+        tracemalloc.start()
+        assert sqlite_site.audit(*argv, "--at", NOW.isoformat()).status < 3
+        peaks.append(tracemalloc.get_traced_memory()[1] / 1e6)
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1, "MB"
 
 
 # --- As of when ----------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ SELECTS_OF_SQLALCHEMY = 2
 SELECTS, SELECTS_OF_HISTORY = 5, 6
 """The clock, the containers, when the log begins, the days read, and the log of those that these do not decide; the
 history reads the deleted containers, too."""
+MOST_SELECTS = 7
+"""Of a history of a site that has been silent for so long that its newest row is looked for."""
 
 
 def fill(site: Site, tens: int, well: bool) -> None:
@@ -81,7 +83,14 @@ def test_the_number_of_selects_is_the_same_for_any_number_of_containers(own_site
             assert begun == ["BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"], "one snapshot"
             assert verbs[-1] == "ROLLBACK", "no transaction is left behind"
             assert_right_for_the_log(statements)
-    assert "backups.c_id IN (" in [one for one in statements if "DECLARE" in one][-1], "only of the undecided ones"
+            last = [one for one in statements if "DECLARE" in one][-1]
+            undecided = re.findall(r"\d+", last.partition("backups.c_id IN (")[2].partition(")")[0])
+            assert len(undecided) == (10 if well else 6) * tens, "those that are missed had a good backup: decided"
+    before = len(log_of(own_site))
+    years_later = (NOW + 1000 * DAY).isoformat()
+    assert own_site.audit("--history", "30", "--all", "--at", years_later).status == 0
+    verbs = [one.split()[0].upper() for one in statements_of_audits(log_of(own_site)[before:])]
+    assert verbs.count("SELECT") + verbs.count("DECLARE") == MOST_SELECTS + SELECTS_OF_SQLALCHEMY
     for argv in (("lab 1", "lab 2", *AT), ("--check-config",)):
         assert own_site.audit(*argv).status < 3
     for statement in statements_of_audits(log_of(own_site)):
