@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 
 import pytest
@@ -49,7 +50,14 @@ def test_imports_go_one_way_and_no_report_imports_another() -> None:
     assert (IMPORTS["models"], IMPORTS["admin_db"]) == (set(), {"models"})
     assert {name for name in IMPORTS if "models" in IMPORTS[name]} == {"admin_db"}
     reports = {name for name in PROGRAM if name.startswith("audit.reports.")}
-    assert {name for name in IMPORTS if IMPORTS[name] & reports} == {"backup_audit"}, "the main flow asks for reports"
+    formats = reports | {"audit.metrics"}
+    assert {name for name in IMPORTS if IMPORTS[name] & formats} == {"backup_audit"}, "the main flow asks for them"
+    assert not [name for name in formats if IMPORTS[name] & {"admin_db", "audit.database"}], "they get findings"
+
+
+def test_what_a_message_says_and_what_time_it_is_are_asked_once() -> None:
+    asked = {name for name in CALLS for call in CALLS[name] if re.search(r"\bjudge_message$|\bMoment\b", call)}
+    assert asked == {"audit.log", "backup_audit"}
 
 
 @pytest.mark.parametrize("name", PURE)
