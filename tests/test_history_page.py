@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ import pytest
 
 from audit.history import ContainerHistory, Period, Stretch, last_days
 from audit.messages import Meaning, Said
+from audit.options import VERSION
 from audit.policy import DAY, HOUR, UTC, Status
 from audit.reports.history_page import STRETCHES_SHOWN, PageFacts, render
 from audit.settings import Settings, check
@@ -24,7 +26,7 @@ from tests.builders import NOW, Site
 from tests.db4sci import SECRET
 from tests.histories import past, some_site
 from tests.programs import give_up, require
-from tests.runs import MINUTE, at, bad, doubtful, nights, run, unfinished
+from tests.runs import ERROR, MINUTE, at, bad, doubtful, nights, run, unfinished
 
 VALIDATORS = ("axe-core@4.14.1", "html-validate@9.7.1")
 MADE = at("2026-04-01 06:40")
@@ -162,6 +164,8 @@ def test_says_what_it_does_not_prove_with_numbers() -> None:
     def said(**given: Any) -> str:
         return texts(make(site, facts={"ignored": ignored}, **given), ".//ul[@class='limits']")[0]
 
+    for limit in ("read from DB4Sci’s log. No dump was opened", "may be cut (at 100 characters, by DB4Sci)"):
+        assert limit in text(body(make(site)))
     assert "2 runs of the period had a message that the audit does not recognise, and of 1 run the message" in said()
     assert "The log begins before the period. 3 rows of the part that was read could not be used: 2 malf" in said()
     assert "How long dumps are kept is not known (no dumps_kept_days)" in said()
@@ -175,6 +179,7 @@ def test_says_by_what_the_past_was_judged() -> None:
     given |= {"extra_jobs": {"offsite": "Daily"}, "error_patterns": ["<boom>", "x, y"]}
     values = [row[1] for row in rows(make([], **given), "settings")]
     assert values[:7] == ["24 h", "6 h", "24 h", "Sunday", "Europe/Berlin", "UTC", "180 days"]
+    assert "The past is judged by today’s policies and settings." in text(body(make([])))
     assert values[7:] == ["Monthly 31 days", "offsite Daily", "<boom>x, y", "none"]
 
 
@@ -264,14 +269,23 @@ def test_every_link_leads_to_one_place_of_the_page() -> None:
 
 def test_the_program_writes_the_page_with_what_it_knows_of_the_site(sqlite_site: Site) -> None:
     sqlite_site.config(site="lab", **BERLIN)
-    sqlite_site.run(sqlite_site.container("sales"), "2026-03-13 18:07", "2026-03-13 18:30")
+    c_id = sqlite_site.container("sales")
+    sqlite_site.run(c_id, "2026-03-11 18:07", "2026-03-11 18:30")
+    sqlite_site.run(c_id, "2026-03-13 18:07", "2026-03-13 18:30", error=ERROR)
+    sqlite_site.row(c_id=c_id, state="end", ts=datetime(2026, 3, 13))
     file = sqlite_site.folder / "evidence.html"
     result = sqlite_site.audit("--history", "9", "--at", NOW.isoformat(), "--all", "--html", file)
     page = file.read_bytes()
     assert (result.status, result.err, result.out) == (0, "", f"{hashlib.sha256(page).hexdigest()}  {file}\n")
     (told,) = texts(page.decode(), ".")
-    assert "The log begins 2026-03-13 19:07 CET" in told
+    assert "The log begins 2026-03-11 19:07 CET" in told
     assert "lab, 2026-03-05 to 2026-03-14" in told
+    assert "all active containers and those deleted in the period" in told
+    assert "1 row of the part that was read could not be used: 0 future, 1 malformed, 0 undated" in told
+    assert f"2026-03-13 19:07 CET failed: {' '.join(ERROR.split())}" in told, "in the uncovered stretch"
+    made = re.search(rf"Made (\S+ \S+) CES?T by Backup Audit {re.escape(VERSION)}", told)
+    assert made
+    assert made[1] > "2026-03-14 08:00", "not as of the period"
 
 
 def test_the_page_of_a_large_site_can_be_mailed() -> None:
