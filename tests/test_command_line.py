@@ -10,7 +10,9 @@ import shlex
 
 import pytest
 
+from audit import auditor
 from tests.builders import NOW, TOP, Result, Site, files
+from tests.db4sci import SECRET
 from tests.failed_audits import SUCCESS, assert_complaint, publish_good_audit
 
 AT = ("--at", NOW.isoformat())
@@ -88,14 +90,43 @@ def test_lines_are_as_wide_as_the_terminal_but_60_columns_at_least(
             assert width - 10 < longest <= width, (columns, argv)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
-def test_what_root_fails_at_says_nothing_about_another_users_audit(sqlite_site: Site) -> None:
+def test_a_fault_of_the_configuration_or_the_program_is_a_failed_run(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError(f"password={SECRET}\nin two lines")
+
     publish_good_audit(sqlite_site)
+    sqlite_site.config(grace_hours=-1)
+    assert sqlite_site.audit().err.startswith("backup_audit: grace_hours = -1 is not accepted: ")
+    assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 0
+    good = publish_good_audit(sqlite_site)
+    monkeypatch.setattr(auditor, "audit", broken)
+    what = "unexpected ZeroDivisionError (password=***** in two lines)"
+    told = f"backup_audit: {what}: please report it, with what --debug prints\n"
+    assert sqlite_site.audit() == Result(3, "", told)
+    assert sqlite_site.textfile.read_bytes() == good
+    assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 0
+    debug = sqlite_site.audit("--debug")
+    assert ("Traceback" in debug.err, SECRET in debug.err, debug.err.endswith(told)) == (True, False, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_what_root_fails_at_says_nothing_about_another_users_audit(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_good_audit(sqlite_site)
+    os.chown(sqlite_site.runfile, 54321, 54321)
+    publish_good_audit(sqlite_site)  # what root completes is recorded without a word
     before = sqlite_site.runfile.read_bytes()
     sqlite_site.config(database_url="sqlite:////nowhere/x.db")
     os.chown(sqlite_site.runfile, 54321, 54321)
     theirs = sqlite_site.audit()
     assert (theirs.status, theirs.out, sqlite_site.runfile.read_bytes()) == (3, "", before)
+    monkeypatch.setattr(os, "geteuid", lambda: 54322)  # another user's audit that fails is no trial
+    assert sqlite_site.audit().err.count("\n") == 1
+    assert sqlite_site.samples(sqlite_site.runfile)[SUCCESS] == 0
+    monkeypatch.undo()
     os.chown(sqlite_site.runfile, 0, 0)
     ours = sqlite_site.audit().err
     assert_complaint(ours)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import admin_db
 from audit.auditor import Finding
 from audit.metrics import audit_families, execution_families, exposition
 from audit.options import VERSION
-from audit.policy import DAY, Rules, Status
+from audit.policy import DAY, HOUR, Rules, Status
 from tests import findings
 from tests.builders import NOW, TOP, Sample, Site, parse_samples, series
 from tests.db4sci import SECRET
@@ -99,6 +100,15 @@ def test_the_values_of_containers_and_of_the_audit() -> None:
         assert samples[series("mydb_backup_log_rows_ignored", reason=reason)] == count
     for status in Status:
         assert samples[series("mydb_backup_containers", status=status.value)] == 1 + (status is Status.OK)
+    assert names(samples, "failure_info") == {"c-failed", "c-unsure"}
+
+
+def test_every_status_is_counted_also_at_0_and_an_ended_exception_has_its_end() -> None:
+    samples = samples_of(missed(c_id=1, more={"exception": findings.ENDED}))
+    counts = {status.value: samples[series("mydb_backup_containers", status=status.value)] for status in Status}
+    assert counts == {**dict.fromkeys(counts, 0), "missed": 1}
+    ends = series("mydb_backup_exception_until_timestamp_seconds", name="sales", c_id="1")
+    assert samples[ends] == findings.ENDED.ends.timestamp()
 
 
 def test_unknown_values_have_no_series() -> None:
@@ -151,9 +161,9 @@ def test_containers_of_one_name_have_a_series_each() -> None:
 
 
 def test_legacy_metrics_have_one_series_a_name() -> None:
-    later = finding("both fine", run("13 19:00", 25), c_id=2)
+    later, accepted = finding("both fine", run("13 19:00", 25), c_id=2), {"exception": FROZEN}
     twice = ok("both fine", c_id=1), later, ok("both fine", c_id=3), ok("mixed", c_id=4), failed("mixed", c_id=5)
-    samples = samples_of(*twice, failed("null"), failed("reportdate"), *of_every_status(), legacy=True)
+    samples = samples_of(*twice, failed("null"), failed("reportdate", more=accepted), *of_every_status(), legacy=True)
     assert samples[series("mydb_backup_report_date", name="reportdate")] == NOW.timestamp()
     critical = {"mixed", "reportdate", *(f"c-{status.value}" for status in Status if status.severity == 2)}
     failure = {name: samples[series("mydb_backup_failure", name=name)] for name in names(samples, "failure")}
@@ -175,7 +185,11 @@ def fail(site: Site) -> dict[Sample, float]:
     return site.samples(site.runfile)
 
 
-def test_the_files_of_an_audit_that_was_completed_and_of_one_that_was_not(sqlite_site: Site) -> None:
+def test_the_files_of_an_audit_that_was_completed_and_of_one_that_was_not(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's clock is an hour behind this host's."""
+    monkeypatch.setattr(admin_db, "read_clock", lambda session: sqlite_site.clock() - HOUR)
     assert sqlite_site.audit().status == 3, "no active container"
     samples = sqlite_site.samples(sqlite_site.runfile)
     assert samples[series("mydb_backup_audit_success")] == 0
@@ -190,7 +204,9 @@ def test_the_files_of_an_audit_that_was_completed_and_of_one_that_was_not(sqlite
     assert {name for name, _ in sqlite_site.samples()} <= OF_AUDIT.keys(), "no legacy metrics unless they are asked for"
     assert 0 < samples[series("mydb_backup_audit_duration_seconds")] < 60
     assert samples[series("mydb_backup_audit_run_timestamp_seconds")] == pytest.approx(before.timestamp(), abs=60)
-    assert abs(samples[series("mydb_backup_audit_clock_skew_seconds")]) < 5
+    assert samples[series("mydb_backup_audit_clock_skew_seconds")] == pytest.approx(3600, abs=5)
+    of_audit = sqlite_site.samples()[series("mydb_backup_audit_timestamp_seconds")]
+    assert of_audit == pytest.approx(before.timestamp() - 3600, abs=60)
     samples = fail(sqlite_site)
     assert samples[series("mydb_backup_audit_success", site="north")] == 0
     assert {name for name, _ in samples} == OF_RUN.keys() - {"mydb_backup_audit_clock_skew_seconds"}
@@ -211,7 +227,9 @@ def test_node_exporter_serves_every_sample_and_promtool_finds_nothing(sqlite_sit
     expected = sqlite_site.samples()
     assert {name for name, _ in expected} == {*OF_AUDIT, *LEGACY}
     assert len(labels_of(expected, "failure_info")) == len(PIECES) + 3
+    assert parse_samples(sqlite_site.audit("--output", "-").out).keys() == expected.keys()
     expected |= fail(sqlite_site)
     served = parse_samples(scrape_textfiles(sqlite_site.textfile.parent, tmp_path / "node_exporter.log"))
     assert served[series("node_textfile_scrape_error")] == 0
+    assert all(("site", "north") in labels for _, labels in expected)
     assert {key: value for key, value in served.items() if key[0].startswith("mydb_")} == expected

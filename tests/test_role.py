@@ -115,6 +115,18 @@ WAYS_TO_A_PASSWORD = [
     ["BEGIN", "CREATE OR REPLACE VIEW backup_audit.containers AS SELECT * FROM public.containers", "TABLE containers"],
     [f"BEGIN; GRANT SELECT ON public.containers TO {ROLE}; GRANT {ADMIN_USER} TO {ROLE}", "TABLE public.containers"],
 ]
+OF_A_CONTAINER = {
+    "Info": {
+        "BACKUP_FREQ": "Daily",
+        "dbengine": "Postgres",
+        "OWNER": "ada",
+        "CONTACT": "ada@example.org",
+        "backup_freq": None,
+        "labels": dict.fromkeys(("BACKUP_FREQ", "backup_freq", "owner", "contact")),
+    },
+    "Config": {"Labels": {"BACKUP_FREQ": "Daily"}},
+}
+"""All that the view shows of a document of version 1."""
 FORBIDDEN = [
     "SELECT count(*) FROM action_log",
     "SELECT changed_by FROM container_state",
@@ -133,6 +145,8 @@ def test_no_way_leads_to_a_password_or_to_a_change(site_with_passwords: Site) ->
         assert SECRET not in seen_by(site_with_passwords, ROLE, *statements)
     allowed = "SELECT data #>> '{Info,dbengine}', url, err_msg FROM containers, backups LIMIT 0"
     assert seen_by(site_with_passwords, ROLE, allowed) == "([], [])"
+    view = f"SELECT DISTINCT data FROM {ROLE}.containers WHERE name IN ('sales', 'stock')"
+    assert site_with_passwords.postgres.execute(view) == [(OF_A_CONTAINER,)]
     for statement in FORBIDDEN:
         said = seen_by(site_with_passwords, ROLE, statement)
         assert re.search("permission denied|cannot insert into view", said), said
