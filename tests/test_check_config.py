@@ -7,6 +7,7 @@ import pwd
 import re
 import threading
 from datetime import timedelta
+from tempfile import TemporaryDirectory
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -133,13 +134,15 @@ def test_a_socket_and_a_service(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     service = f"[db4sci]\nhost={HOST}\nport={port}\ndbname={database.name}\nuser={ADMIN_USER}\n"
     (folder / "services").write_text(service, encoding="utf-8")
     monkeypatch.setenv("PGSERVICEFILE", str(folder / "services"))
-    with Relay(port, f"{folder}/.s.PGSQL.{port}") as relay:
+    # the path of a socket has 107 bytes at most, and other folders may be deep
+    short = TemporaryDirectory(dir="/tmp")  # noqa: S108
+    with short as place, Relay(port, f"{place}/.s.PGSQL.{port}") as relay:
         threading.Thread(target=relay.serve_forever, args=(0.01,)).start()
-        for place, host, notes in (
-            ({**site.settings, "container_host": str(folder)}, folder, 0),
+        for settings, host, notes in (
+            ({**site.settings, "container_host": place}, place, 0),
             ({**dict.fromkeys(site.settings), "database_url": "postgresql://?service=db4sci"}, HOST, 1),
         ):
-            site.config(**{**place, "pgpass_file": str(path)})
+            site.config(**{**settings, "pgpass_file": str(path)})
             status, steps = checklist(site)
             assert (status, {step[0] for step in steps}) == (0, {"ok"})
             assert steps[1][2].startswith(f"{host}, port {port}, answers: PostgreSQL ")
