@@ -135,7 +135,7 @@ def test_a_socket_and_a_service(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "services").write_text(service, encoding="utf-8")
     monkeypatch.setenv("PGSERVICEFILE", str(folder / "services"))
     # the path of a socket has 107 bytes at most, and other folders may be deep
-    short = TemporaryDirectory(dir="/tmp")  # noqa: S108
+    short = TemporaryDirectory(dir="/tmp")
     with short as place, Relay(port, f"{place}/.s.PGSQL.{port}") as relay:
         threading.Thread(target=relay.serve_forever, args=(0.01,)).start()
         for settings, host, notes in (
