@@ -25,6 +25,7 @@ Backing up {globals to:,to S3:,* database}
 Backup completed successfully
 Database: *
 Dump file: {s3:,/}
+No errors in dump command.
 to: {s3:,/}
 stdout: upload:
 
@@ -40,12 +41,14 @@ could not {change directory to,identify current directory}
 {pg_dump,pg_dumpall}: {creating,dumping,excluding,executing,finding,finished,flagging,identifying,implied} *
 {pg_dump,pg_dumpall}: {last built-in OID,launching,processing,reading,running,saving,setting owner} *
 {pg_dump,pg_dumpall}: {detail,hint}:
-pg_dump: {NOTICE,warning}: there are circular foreign-key constraints
+pg_dump: NOTICE: *
+pg_dump: warning: there are circular foreign-key constraints
 pg_dump: {You might not be able to restore the dump without,Consider using a full dump instead of}
 pg_dump: {warning,[sorter] WARNING}: could not resolve dependency loop among these items:
 pg_dump: {warning,[archiver] WARNING}: archive items not in correct section order
 pg_dump: {warning,[custom archiver] WARNING}: ftell mismatch with expected position
-pg_dump: warning: {could not find where to insert IF EXISTS,owner of,typtype of}
+pg_dump: warning: could not find where to insert IF EXISTS
+pg_dump: {warning,WARNING}: {owner of,typtype of}
 pg_dump: {,[sorter] }  *
 {DETAIL,HINT,NOTICE}: *
 WARNING: {, }database * has {a collation version mismatch,no actual collation version}
@@ -58,7 +61,7 @@ Enter password
 {Warning:,mysql: [Warning],mysqldump: [Warning]} {Using a password on the command line,World-writable config file}
 Warning: {A partial dump from,A dump from,Using unique option prefix,version string returned by server is incorrect}
 Warning: option * unsigned value
-WARNING: {Forcing protocol to,option '--ssl-verify-server-cert' is disabled}
+WARNING: {Forcing protocol to,option '--ssl-verify-server-cert' is,option --ssl-verify-server-cert is}
 WARNING: --{master-data,dump-slave} is deprecated
 
 # MongoDB
@@ -192,7 +195,7 @@ class Patterns:
 NOTHING_SAID = Said(Meaning.FINE, None)
 
 
-def _rules(table: str) -> Iterator[str]:
+def _lines(table: str) -> Iterator[str]:
     return (line for line in table.strip().split("\n") if line and not line.startswith("# "))
 
 
@@ -207,13 +210,13 @@ def _each(rule: str) -> Iterator[str]:
         yield from _each(before + choice + after)
 
 
-_BEGINNINGS = [each.removesuffix("*") for rule in _rules(FINE) for each in _each(rule)]
+_BEGINNINGS = [each.removesuffix("*") for rule in _lines(FINE) for each in _each(rule)]
 _PLAIN = tuple(each for each in _BEGINNINGS if "*" not in each)
 _STARRED = [each.split("*") for each in _BEGINNINGS if "*" in each]
 _HEADS = tuple({head for head, *_ in _STARRED})
 _STARTS = (*_PLAIN, *_HEADS, "Result:")
-_ERRORS = tuple(each for rule in _rules(ERRORS) for each in _each(rule))
-_TROUBLE = [f" {words} " for rule in _rules(TROUBLE) for words in rule.split(", ")]
+_ERRORS = tuple(each for rule in _lines(ERRORS) for each in _each(rule))
+_TROUBLE = [f" {words} " for rule in _lines(TROUBLE) for words in rule.split(", ")]
 
 # What stands before a line without a meaning of its own; the folder of a program is one that a rule knows by its name.
 _TIME = re.compile(r"\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d[\d:.,]*(?:Z|[+-]\d\d:?\d\d)?\]?(?:\s+|$)")
@@ -223,8 +226,8 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # What calls itself a warning is no error, whatever its words. But aws also warns when it leaves out the dump itself,
 # and Java before it gives up.
 _WARNING = re.compile(
-    r"(?:<time> |time=\S+ |\S+: (?:line \d+: |\[[\w ()]+\] )?|(?:OpenJDK|Java) [\w() -]+)?\[?(?:level=)?"
-    r"(?:warn(?:ing)?\b|(?:note|notice):)(?!: Skipping file|: INFO: os::)",
+    r"(?:<time> |time=\S+ |(?!(?:error|fatal|panic):)\S+: (?:line \d+: |\[[\w ()]+\] )?|(?:OpenJDK|Java) [\w() -]+)?"
+    r"\[?(?:level=)?(?:warn(?:ing)?\b|(?:note|notice):)(?!: Skipping file|: INFO: os::)",
     re.IGNORECASE,
 )
 # A line as words with a blank around each, for the words of trouble.
@@ -261,7 +264,7 @@ def _is_fine(line: str, cut_off: bool) -> bool:
         line.startswith(_PLAIN)
         or (line.startswith(_HEADS) and any(_begins(line, parts, cut_off) for parts in _STARRED))
         or (cut_off and any(rule.startswith(line) for rule in _STARTS))
-        or not line.strip("\"'.=- ")  # a ruler; the end of a statement that is quoted
+        or not line.removeprefix("<time>").strip("\"'.=- ")  # a ruler; the end of a statement that is quoted
     )
 
 
@@ -308,16 +311,23 @@ def judge_message(message: str | None, patterns: Patterns = Patterns()) -> Said:
     lines = message.replace("\r", "\n").split("\n")
     for number, line in enumerate(lines, 1):
         meaning = judge_line(line, patterns, cut_off=number == len(lines))
+        if meaning is Meaning.ERROR:
+            return Said(meaning, _with_cause(_bare(line), lines[number:]))
         if meaning > said.meaning:
             said = Said(meaning, _bare(line))
-        if meaning is Meaning.ERROR:
-            break
     return said
+
+
+def _with_cause(error: str, others: list[str]) -> str:
+    """An error; one that only announces the next line, with that."""
+    announces = error.endswith(":") or error.startswith("MariaDB Backup ")
+    cause = next(filter(None, map(_bare, others)), "") if announces else ""
+    return f"{error} {cause}" if cause else error
 
 
 # Numbers, and ids such as docker's.
 _VARIABLE = re.compile(r"\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,}\b|\d+")
-_PATTERNS = {"<name>": r"\S+", "<id>": "[0-9a-f]+", "<number>": r"\d+"}
+_PLACEHOLDERS = {"<name>": r"\S+", "<id>": "[0-9a-f]+", "<number>": r"\d+"}
 
 
 def _pieces(line: str, name: str) -> list[tuple[str, str]]:
@@ -357,7 +367,7 @@ def pattern_for(line: str, name: str = "") -> str:
     """
     pattern, room = "^", 80
     for text, placeholder in _pieces(_bare(line), name):
-        pattern += _PATTERNS.get(placeholder, "") + "".join(map(_escaped, text[:room]))
+        pattern += _PLACEHOLDERS.get(placeholder, "") + "".join(map(_escaped, text[:room]))
         room -= len(text)
         if room <= 0:
             return pattern

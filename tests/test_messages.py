@@ -69,6 +69,9 @@ Traceback (most recent call last):\n  File "/opt/mydb/backup.py", line 88, in ru
 exit status 137
 backup process returned 2
 Backup FAILED
+# a name or an error before it makes no warning
+ERROR: warning: Backup command failed (exit code 1):
+Error: WARNING: disk is full
 \e[31merror\e[0m: odd
 """)
 
@@ -81,6 +84,7 @@ FINE = samples(r"""
 \nBacking up globals to: s3://b/x.sql\nBacking up to S3: s3://b/x.sql\nCommand: pg_dumpall -g --host db\n
 \nBacking up 2 database(s):\n\nDatabase: sales written to: s3://b/x.dump\nBackup completed successfully\n
 Dump file: s3://b/sales.sql
+Backing up 2 database(s):\nNo errors in dump command.No errors in dump command.
 # names that hold words of trouble
 pg_dump --dbname error_tracking --username pgdba\npg_dump --dbname failed-trials -f /error/failed.dump
 upload: ./failed.dump to s3://error/failed.dump
@@ -95,18 +99,22 @@ pg_dump: Consider using a full dump instead of x
 pg_dump: warning: could not find where to insert IF EXISTS in statement "-- *not* dropping schema\n"
 pg_dump: [sorter] WARNING: could not resolve dependency loop among these items:\npg_dump: [sorter]   TABLE error
 pg_dump: [custom archiver] WARNING: ftell mismatch with expected position -- ftell used
+pg_dump: NOTICE:  hypertable data are in the chunks, no data will be copied\nDETAIL:  Data for hypertables
+pg_dump: WARNING: owner of schema "lab" appears to be invalid
 WARNING:  database "sales" has a collation version mismatch\nDETAIL:  It was created using 2.31\nHINT:  Rebuild
 NOTICE:  table "errors" does not exist, skipping
 # mysqldump and mariadb-dump
 -- Connecting to localhost...\nEnter password:\n-- Retrieving table structure for table failed_jobs...
 mysqldump: [Warning] Using a password on the command line interface can be insecure.
 Warning: A partial dump from a server that has GTIDs will by default include the GTIDs of all transactions
+WARNING: option --ssl-verify-server-cert is disabled, because of an insecure passwordless login.
 /usr/bin/mysqldump: Deprecated program name. It will be removed in a future release
 # mongodump: spaces or tabs behind the stamp
 2019-03-02T18:09:11.402-0800\twriting admin.system.users to \n2019-03-02T18:09:11.404-0800\tdone dumping x
 2020-04-30T13:44:26.360+0200    archive prelude MeasurementCenterDB.3e7805c7d60644e087ff2629eaf52137
 2017-05-18T10:48:54.790+0200\t\tdumped 0 oplog entries
 2025-03-24T06:25:15.324+0000\t[#######################.]  admin.errors  8084604534/8137760000  (99.3%)
+2023-02-21T03:07:24.980+0000\t\n2023-02-21T03:07:27.980+0000\tdone dumping a.b
 2021-06-13T13:56:51.445+0100\tWARNING: On some systems, a password provided directly in a connection string
 # neo4j-admin and Java
 2024-11-06 01:10:53.902+0000 INFO  [o.n.c.d.DumpCommand] Starting dump of database 'failed'\nDone: 39 files
@@ -195,6 +203,14 @@ def test_the_first_error_decides_else_the_first_unrecognised_line(end: str) -> N
     assert judge_message(end.join(lines[:3])) == Said(Meaning.UNRECOGNISED, "odd")
     for fine in (None, "", end, f" \t{end}\x0b \u2003", lines[0]):
         assert judge_message(fine) == Said(Meaning.FINE, None)
+
+
+def test_an_error_that_only_announces_the_next_line_is_quoted_with_that() -> None:
+    failed, cause = "ERROR: Backup command failed (exit code 2):", "mariadb-dump: Got error: 1045: Access denied"
+    assert judge_message(f"{failed}\n\n {cause}\nodd") == Said(Meaning.ERROR, f"{failed} {cause}")
+    assert judge_message(failed).line == judge_message(f"{failed}\n \n").line == failed
+    version_2 = "MariaDB Backup error.  Container: sales"
+    assert judge_message(f"{version_2}\nError message: {cause}").line == f"{version_2} Error message: {cause}"
 
 
 def test_only_a_last_line_may_be_cut_off() -> None:
