@@ -261,7 +261,7 @@ class ContainerFacts(NamedTuple):
     contact: str | None
 
 
-class LogRow(NamedTuple):
+class PlainRow(NamedTuple):
     """A row of the backup log, without `command`."""
 
     id: int
@@ -310,7 +310,7 @@ def read_deleted_containers(session: Session, since: datetime | None = None) -> 
     return _read_containers(session, tables, _CONTAINERS.id, _CONTAINERS.id, *where)
 
 
-def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[int] | None = None) -> Iterator[LogRow]:
+def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[int] | None = None) -> Iterator[PlainRow]:
     """The log rows stamped since a naive time (None: ever) and the undated ones, of all containers or of some.
 
     They come streamed, in the order of `c_id`; to sort them by time as well takes a server three times as long.
@@ -328,13 +328,13 @@ def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[in
         query = query.where(_LOG.c_id.in_(ids))
     result = session.connection().execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
     for rows in result.partitions():
-        yield from map(LogRow._make, rows)
+        yield from map(PlainRow._make, rows)
 
 
 def read_first_stamp(session: Session, unless_before: datetime | None = None) -> datetime | None:
-    """The stamp of the log's first dated row (naive).
+    """The stamp of the log's first dated row (naive); None for a log without one.
 
-    None for a log without one; also None if it lies before `unless_before`, which is found out much faster.
+    With `unless_before`, a row before that moment is not looked for any further, which is much faster: None as well.
     """
     first = sa.select(_readable(sa.func.min(_LOG.ts), _is_postgres(session))).where(_LOG.ts >= EARLIEST)
     if unless_before is None:
@@ -344,17 +344,19 @@ def read_first_stamp(session: Session, unless_before: datetime | None = None) ->
     return session.scalar(sa.select(sa.case((older, sa.null()), else_=first.scalar_subquery())))
 
 
-def read_newest_rows(session: Session, limit: int, characters: int = 0, until: datetime | None = None) -> list[LogRow]:
+def read_newest_rows(
+    session: Session, limit: int, characters: int = 0, until: datetime | None = None
+) -> list[PlainRow]:
     """The newest dated log rows up to a naive time, newest first, each with so many characters of its message."""
     message = sa.func.substr(_LOG.err_msg, 1, characters)
     query = sa.select(*_row_columns(session), message, sa.null()).where(_LOG.ts >= EARLIEST)
     if until is not None:
         query = query.where(_LOG.ts <= until)
-    return list(map(LogRow._make, session.execute(query.order_by(_LOG.ts.desc()).limit(limit))))
+    return list(map(PlainRow._make, session.execute(query.order_by(_LOG.ts.desc()).limit(limit))))
 
 
 def _row_columns(session: Session) -> tuple[sa.ColumnElement[Any], ...]:
-    """The columns of a `LogRow` without the message."""
+    """The columns of a `PlainRow` without the message."""
     ts = _readable(_LOG.ts, _is_postgres(session))
     return _LOG.id, _LOG.c_id, _LOG.name, _LOG.state, _LOG.backup_id, _LOG.backup_type, _LOG.url, ts
 

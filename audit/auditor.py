@@ -17,7 +17,7 @@ from admin_db import ContainerFacts
 from audit import history
 from audit.errors import AuditError
 from audit.history import ContainerHistory, Period
-from audit.log import ContainerLog, IgnoredRows, NewestRun, SiteFacts, SiteLog, clock_gap, key_of
+from audit.log import ContainerLog, IgnoredRows, NewestRun, SiteLog, clock_gap, key_of
 from audit.policy import DAY, UTC, Container, Outcome, Rules, Run, Status, Verdict, creation, judge, newest_first
 from audit.settings import AcceptedException, Settings
 
@@ -26,9 +26,9 @@ REMINDER = 7 * DAY
 EXPIRY_WARNING = 7 * DAY
 """How long before the last good dump expires there is a warning."""
 EXPIRY_ACCEPTED = 30 * DAY
-"""How long after its expiry a dump is reported of a container whose problem is accepted."""
+"""How long an expired dump is reported if the container's problem is accepted."""
 TURN_EXPECTED = 7 * DAY
-"""A container with a run so shortly before one that never ended was waiting for its turn."""
+"""A container whose last run started so shortly before the one that never ended was waiting for its turn."""
 
 
 class Change(str, enum.Enum):
@@ -216,10 +216,10 @@ def audit(log: SiteLog, containers: Sequence[Container], settings: Settings) -> 
         database=settings.connection.name,
         rules=log.rules,
         findings=findings,
-        ignored=log.facts.ignored,
-        newest_row=log.facts.newest_row,
-        broken_night=_broken_night(log.facts, findings),
-        clock_gap=clock_gap(log.facts.starts, log.rules.zone),
+        ignored=log.ignored,
+        newest_row=log.newest_row,
+        broken_night=_broken_night(log.newest_run, findings),
+        clock_gap=clock_gap(log.starts, log.rules.zone),
         unused_exceptions=unused_exceptions([finding.container for finding in findings], settings),
     )
 
@@ -268,9 +268,8 @@ def unused_exceptions(containers: Iterable[Container], settings: Settings) -> tu
     return tuple(str(key) for key in settings.exceptions if key not in known)
 
 
-def _broken_night(facts: SiteFacts, findings: Iterable[Finding]) -> NewestRun | None:
-    newest = facts.newest_run
-    if newest is None or newest.outcome is not Outcome.STALLED:
+def _broken_night(newest: NewestRun | None, findings: Iterable[Finding]) -> NewestRun | None:
+    if newest is None or newest.outcome is not Outcome.STALLED or newest.is_job:
         return None
     for finding in findings:
         last = finding.verdict.last_run

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
 import admin_db
-from admin_db import LogRow
+from admin_db import PlainRow
 from audit import auditor, database, textfile
 from audit.errors import AuditError
 from audit.launch import NOT_DONE
-from audit.log import CUT_LENGTH, STARTS_COMPARED, Start, clock_gap
-from audit.policy import DAY, FUTURE_TOLERANCE, HOUR, UTC, Container, utc_from_local
+from audit.log import CUT_LENGTH, STARTS_COMPARED, clock_gap
+from audit.policy import FUTURE_TOLERANCE, HOUR, Container, utc_from_local
 from audit.settings import Connection, Settings, SettingsError, Textfile, has_password, load_settings
+from audit.terminal import user_name
 from audit.text import age, duration, first_few, minute, one_line
 
 OLDEST_ROW = 26 * HOUR
@@ -87,7 +87,7 @@ def _database(settings: Settings) -> Iterator[Step]:
     step = "login" if is_postgres else "file"
     try:
         with database.reading(settings.connection) as session:
-            clock = database.compare_clocks(session)
+            now, skew = database.compare_clocks(session)
             yield from (_login if is_postgres else _file)(session, settings.connection)
             step = "tables"
             yield Step(OK, step, f"{', '.join(admin_db.check_privileges(session))}: all columns can be read")
@@ -97,10 +97,10 @@ def _database(settings: Settings) -> Iterator[Step]:
             containers = auditor.active_containers(session, settings)
             yield Step(OK, step, f"{len(containers)} to audit")
             yield from _unused(session, containers, settings)
-            yield _clock(clock.skew)
+            yield _clock(skew)
             step = "log"
             rows = admin_db.read_newest_rows(session, ROWS_READ, CUT_LENGTH + 1)
-            yield _newest_row(rows, clock.now, settings)
+            yield _newest_row(rows, now, settings)
             yield from _zones(rows, settings)
             yield from _cut_messages(rows)
     except AuditError as error:
@@ -159,7 +159,7 @@ def _clock(skew: float) -> Step:
 # --- The log ---------------------------------------------------------------------------------------------
 
 
-def _newest_row(rows: Sequence[LogRow], now: datetime, settings: Settings) -> Step:
+def _newest_row(rows: Sequence[PlainRow], now: datetime, settings: Settings) -> Step:
     stamps = [utc_from_local(row.ts, settings.db_timezone) for row in rows if row.ts is not None]
     if not stamps:
         return Step(WARN, "log", "the backup log is empty: has DB4Sci's backup job ever run?")
@@ -172,38 +172,21 @@ def _newest_row(rows: Sequence[LogRow], now: datetime, settings: Settings) -> St
     return Step(OK, "log", text)
 
 
-def _zones(rows: Sequence[LogRow], settings: Settings) -> Iterator[Step]:
-    """Whether the two zones fit the log, where `backup_id` is in local time and `ts` in UTC; else what would."""
-    starts = [(row.ts, row.backup_id or "") for row in rows if row.ts and (row.state or "").strip().lower() == "start"]
-    starts = starts[:STARTS_COMPARED]
-    gap = clock_gap(_in_utc(starts, settings.db_timezone), settings.rules.zone)
-    if gap is None:
-        return
-    problem = f"backup_id (in timezone) and ts (in db_timezone) of the newest runs are {duration(gap)} apart"
-    offset = _offset(_in_utc(starts, UTC))
-    if offset is None:
-        advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts"
-    elif offset:
-        zone = timezone(offset).tzname(None)
-        advice = f"set db_timezone = 'UTC', and timezone to that of the DB4Sci host, where it was {zone}"
-    else:
-        advice = "they are in the same zone: set timezone and db_timezone to that of the DB4Sci host"
-    yield Step(WARN, "log", f"{problem}: {advice}")
+def _zones(rows: Sequence[PlainRow], settings: Settings) -> Iterator[Step]:
+    """Whether the two zones fit the log, where `backup_id` is in local time and `ts` in UTC."""
+    rows = [row for row in rows if row.ts and (row.state or "").strip().lower() == "start"][:STARTS_COMPARED]
+    starts = [(utc_from_local(row.ts, settings.db_timezone), row.backup_id or "") for row in rows if row.ts]
+    gap = clock_gap(starts, settings.rules.zone)
+    if gap is not None:
+        problem = f"backup_id (in timezone) and ts (in db_timezone) of the newest runs are {duration(gap)} apart"
+        yield Step(
+            WARN,
+            "log",
+            f"{problem}: set timezone to that of the DB4Sci host, and db_timezone to that of ts, mostly UTC",
+        )
 
 
-def _in_utc(starts: Sequence[tuple[datetime, str]], zone: tzinfo) -> list[Start]:
-    return [(utc_from_local(ts, zone), backup_id) for ts, backup_id in starts]
-
-
-def _offset(starts: Sequence[Start]) -> timedelta | None:
-    """How far local time is ahead of UTC if the stamps are UTC; None if no zone fits."""
-    quarter = HOUR / 4
-    gap = round((clock_gap(starts, UTC) or 0 * HOUR) / quarter) * quarter
-    fitting = (offset for offset in (gap, -gap) if gap < DAY and clock_gap(starts, timezone(offset)) is None)
-    return next(fitting, None)
-
-
-def _cut_messages(rows: Sequence[LogRow]) -> Iterator[Step]:
+def _cut_messages(rows: Sequence[PlainRow]) -> Iterator[Step]:
     lengths = [len(row.message or "") for row in rows]
     if CUT_LENGTH in lengths and max(lengths) == CUT_LENGTH:
         problem = f"messages end at {CUT_LENGTH} characters: this DB4Sci cuts them"
@@ -214,7 +197,7 @@ def _cut_messages(rows: Sequence[LogRow]) -> Iterator[Step]:
 
 
 def _textfiles(files: Textfile) -> Iterator[Step]:
-    user = _user()
+    user = user_name(os.geteuid())
     for path in (files.path, files.run_file):
         try:
             textfile.try_out(path, files.mode)
@@ -225,10 +208,3 @@ def _textfiles(files: Textfile) -> Iterator[Step]:
     if not files.mode & stat.S_IROTH:
         problem = f"textfile_mode = 0o{files.mode:o} hides the files from node_exporter, unless it is of their group"
         yield Step(WARN, "textfile", f"{problem}: 0o644")
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

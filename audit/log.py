@@ -19,7 +19,7 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 import admin_db
-from admin_db import LogRow
+from admin_db import PlainRow
 from audit import messages
 from audit.messages import Patterns, Said
 from audit.policy import (
@@ -39,9 +39,9 @@ FUTURE, MALFORMED, UNDATED = "future", "malformed", "undated"
 NEWEST_SHOWN = 3
 """How many ids of ignored rows are named."""
 CUT_LENGTH = 100
-"""Some versions of DB4Sci cut a message here: what follows never reached the log."""
+"""Some versions of DB4Sci cut a message here: what follows never whole_from the log."""
 CLOCK_CHANGE = timedelta(hours=2)
-"""The most that clocks are set back or forward: rows near the beginning of a read are read to be safe."""
+"""The most that clocks are set back or forward: every read begins so much earlier, to be safe."""
 STARTS_COMPARED = 10
 LARGEST_GAP = timedelta(minutes=15)
 """How far `backup_id` and `ts` of a start row may be apart if both zones are right."""
@@ -135,13 +135,13 @@ class RowReader:
     """How the rows of a log are understood."""
 
     moment: Moment
-    zone: tzinfo
+    log_zone: tzinfo
     """That of `backups.ts`."""
     patterns: Patterns = field(default_factory=Patterns)
     keeps_messages: bool = False
     """Whether whole messages are asked for; else only the lines that decide are kept."""
 
-    def read(self, rows: Iterable[LogRow], early: datetime) -> ContainerLog:
+    def read(self, rows: Iterable[PlainRow], early: datetime) -> ContainerLog:
         """The log of one container, from its rows in any order, and as it was at an `early` moment."""
         log = ContainerLog()
         entries: list[Entry] = []
@@ -149,7 +149,7 @@ class RowReader:
             if row.ts is None:
                 log.ignored.add(UNDATED, [row.id])
                 continue
-            stamp = utc_from_local(row.ts, self.zone)
+            stamp = utc_from_local(row.ts, self.log_zone)
             if stamp > self.moment.latest:
                 if not self.moment.hides_later:
                     log.ignored.add(FUTURE, [row.id])
@@ -165,7 +165,7 @@ class RowReader:
         log.early_runs = fold(entry for entry in entries if entry.stamp <= early)
         return log
 
-    def _entry(self, row: LogRow, stamp: datetime) -> Entry | None:
+    def _entry(self, row: PlainRow, stamp: datetime) -> Entry | None:
         """The entry of a row; None if the row is malformed."""
         state = (row.state or "").strip().casefold()
         if not row.backup_id or state not in ("start", "end"):
@@ -215,12 +215,17 @@ class NewestRun(NamedTuple):
     """That of its container."""
     started: datetime
     outcome: Outcome
+    is_job: bool = False
+    """Whether it is of a job of the whole site, which comes last."""
 
 
 @dataclass
-class SiteFacts:
-    """What the rows of all containers say of the site as a whole."""
+class SiteLog:
+    """The log of a site, read container by container. What it says of the whole site is known at the end of `read`."""
 
+    session: Session
+    rules: Rules
+    reader: RowReader
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
     """The rows that no verdict could use: the undated ones, and those of the days that were read."""
     newest_row: datetime | None = None
@@ -228,17 +233,6 @@ class SiteFacts:
     newest_run: NewestRun | None = None
     starts: list[Start] = field(default_factory=list)
     """Those of the newest runs, newest first."""
-
-
-@dataclass
-class SiteLog:
-    """The log of a site, read container by container."""
-
-    session: Session
-    rules: Rules
-    reader: RowReader
-    facts: SiteFacts = field(default_factory=SiteFacts)
-    """Known when `read` has come to its end."""
 
     @property
     def moment(self) -> Moment:
@@ -248,32 +242,32 @@ class SiteLog:
     def begins(self, unless_before: datetime | None = None) -> datetime | None:
         """The stamp of the first dated row, aware UTC; None if it lies before `unless_before`, or there is none."""
         first = admin_db.read_first_stamp(self.session, unless_before and self.log_time_before(unless_before))
-        return first and utc_from_local(first, self.reader.zone)
+        return first and utc_from_local(first, self.reader.log_zone)
 
     def read(
-        self, containers: Iterable[Container], early: datetime, counted_from: datetime
+        self, containers: Iterable[Container], early: datetime, history_from: datetime
     ) -> Iterator[tuple[Container, ContainerLog]]:
         """Each container with its log: the last days, if they decide both verdicts (of now and of the `early` moment)
-        and the history since `counted_from`; else all of its rows.
+        and the history since `history_from`; else all of its rows.
         """
         waiting = {key_of(container): container for container in containers}
         undecided = []
-        # runs that started later are in sight as a whole
-        reached = min(counted_from - self.rules.longest_cover, early - TYPICAL_PERIOD)
-        since = self.log_time_before(reached - self.rules.max_runtime)
-        for key, rows in _by_container(admin_db.read_log(self.session, since)):
+        # all rows of a run that started later are read
+        whole_from = min(history_from - self.rules.longest_cover, early - TYPICAL_PERIOD)
+        read_from = self.log_time_before(whole_from - self.rules.max_runtime)
+        for key, rows in _by_container(admin_db.read_log(self.session, read_from)):
             log = self.reader.read(rows, early)
             container = waiting.pop(key, None)
-            self._note(log, container)
+            self._note(log, container, is_job=key[0] == 0)
             if container is None:
                 continue
-            if _is_decided(container, log, reached, counted_from):
+            if _is_decided(container, log, whole_from, history_from):
                 yield container, log
             else:
                 undecided.append(container)
-        if self.facts.newest_row is None:  # the whole site has been silent for so long
+        if self.newest_row is None:  # the whole site has been silent for so long
             newest = admin_db.read_newest_rows(self.session, 1, until=self.log_time_before(self.moment.latest))
-            self.facts.newest_row = next((utc_from_local(row.ts, self.reader.zone) for row in newest if row.ts), None)
+            self.newest_row = next((utc_from_local(row.ts, self.reader.log_zone) for row in newest if row.ts), None)
         yield from self.read_whole([*undecided, *waiting.values()], early)
 
     def read_whole(self, containers: Iterable[Container], early: datetime) -> Iterator[tuple[Container, ContainerLog]]:
@@ -289,21 +283,20 @@ class SiteLog:
 
     def log_time_before(self, moment: datetime) -> datetime:
         """A naive time of the log that is not after a moment, whatever clocks were changed in between."""
-        return (moment - CLOCK_CHANGE).astimezone(self.reader.zone).replace(tzinfo=None)
+        return (moment - CLOCK_CHANGE).astimezone(self.reader.log_zone).replace(tzinfo=None)
 
-    def _note(self, log: ContainerLog, container: Container | None) -> None:
+    def _note(self, log: ContainerLog, container: Container | None, is_job: bool) -> None:
         """Keep what is known of the site as a whole."""
-        facts = self.facts
-        facts.ignored.add_all(log.ignored)
-        if log.newest_row and (facts.newest_row is None or log.newest_row > facts.newest_row):
-            facts.newest_row = log.newest_row
+        self.ignored.add_all(log.ignored)
+        if log.newest_row and (self.newest_row is None or log.newest_row > self.newest_row):
+            self.newest_row = log.newest_row
         starts = [(run.started, run.backup_id) for run in log.runs if run.start_logged]
-        facts.starts = heapq.nlargest(STARTS_COMPARED, [*facts.starts, *starts[-STARTS_COMPARED:]])
+        self.starts = heapq.nlargest(STARTS_COMPARED, [*self.starts, *starts[-STARTS_COMPARED:]])
         newest = max(log.runs, key=lambda run: run.started, default=None)
-        if newest and (facts.newest_run is None or newest.started > facts.newest_run.started):
+        if newest and (self.newest_run is None or newest.started > self.newest_run.started):
             limit = run_limit(typical_duration(log.runs, self.moment.now), self.rules)
             name = container.name if container else log.last_name or "an unknown container"
-            facts.newest_run = NewestRun(name, newest.started, newest.outcome(self.moment.now, limit))
+            self.newest_run = NewestRun(name, newest.started, newest.outcome(self.moment.now, limit), is_job)
 
 
 def key_of(container: Container) -> _Key:
@@ -311,7 +304,7 @@ def key_of(container: Container) -> _Key:
     return container.c_id, None if container.c_id else container.name
 
 
-def _by_container(rows: Iterable[LogRow]) -> Iterator[tuple[_Key, Iterable[LogRow]]]:
+def _by_container(rows: Iterable[PlainRow]) -> Iterator[tuple[_Key, Iterable[PlainRow]]]:
     """Rows that come in the order of `c_id`, container by container. Site-wide jobs are told apart by name."""
     for c_id, some in groupby(rows, attrgetter("c_id")):
         if c_id == 0:
@@ -321,17 +314,17 @@ def _by_container(rows: Iterable[LogRow]) -> Iterator[tuple[_Key, Iterable[LogRo
             yield (c_id, None), some
 
 
-def _is_decided(container: Container, log: ContainerLog, reached: datetime, counted_from: datetime) -> bool:
+def _is_decided(container: Container, log: ContainerLog, whole_from: datetime, history_from: datetime) -> bool:
     """Whether older rows can change nothing."""
-    if container.is_job and not any(run.started <= counted_from for run in log.runs):
+    if container.is_job and not any(run.started <= history_from for run in log.runs):
         return False  # a job is known from its own first row
-    return _has_success(log.runs, reached) and _has_success(log.early_runs, reached)
+    return _has_success(log.runs, whole_from) and _has_success(log.early_runs, whole_from)
 
 
-def _has_success(runs: Iterable[Run], reached: datetime) -> bool:
+def _has_success(runs: Iterable[Run], whole_from: datetime) -> bool:
     """Whether the newest succeeded run is known for certain: it and all newer ones are in sight as a whole."""
     for run in newest_first(runs):
-        if not run.start_logged or run.started < reached:
+        if not run.start_logged or run.started < whole_from:
             return False
         if run.succeeded:
             return True

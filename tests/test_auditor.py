@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -298,18 +299,24 @@ def test_a_night_broke_off_where_the_newest_run_stalled_and_a_container_waits_th
     assert headline() == "", "the job went on"
 
 
-def test_a_night_also_breaks_off_at_a_job_of_the_site_by_its_usual_time_and_where_others_are_late(
+def test_a_night_breaks_off_by_the_usual_time_of_a_run_and_never_at_a_job_of_the_site_which_comes_last(
     sqlite_site: Site,
 ) -> None:
-    sqlite_site.config(extra_jobs={"offsite": "Daily"})
+    def headline() -> str:
+        return re.split(" stopped at |:", sqlite_site.audit("--at", NOW.isoformat()).out)[1]
+
     sqlite_site.run(sqlite_site.container("late"), ago(26), ago(25))
-    for night in (1, 2, 3):
-        sqlite_site.run(0, ago(2 + 24 * night), ago(1.9 + 24 * night), name="offsite")
+    for c_id, name, hours in ((99, "graph", 3), (0, "offsite", 2)):
+        for night in (1, 2, 3):
+            sqlite_site.run(c_id, ago(hours + 24 * night), ago(hours - 0.1 + 24 * night), name=name)
+    sqlite_site.run(99, ago(3), name="graph")
+    assert headline() == "graph"
     sqlite_site.run(0, ago(2), name="offsite")
-    stopped = "DB4Sci's backup job probably stopped at offsite"
-    assert stopped in sqlite_site.audit("--at", NOW.isoformat()).out
+    assert headline() != "offsite"
+    sqlite_site.run(99, ago(1.5), name="graph")
+    assert headline() == "graph"
     sqlite_site.run(99, ago(1), name="graph", error=ERROR)
-    assert "probably stopped" not in sqlite_site.audit("--at", NOW.isoformat()).out, "what failed has said so itself"
+    assert headline() != "graph", "what failed has said so itself"
 
 
 def test_what_has_changed_since_yesterday() -> None:

@@ -230,18 +230,17 @@ LOCAL = {"timezone": "Asia/Kolkata", "db_timezone": "Asia/Kolkata"}
 
 
 @pytest.mark.parametrize(
-    ("host", "ts_in", "settings", "problem", "advice"),
+    ("host", "ts_in", "settings", "problem"),
     [
-        ("Asia/Kolkata", "UTC", KOLKATA, "", ""),
-        ("Asia/Kolkata", "Asia/Kolkata", LOCAL, "", ""),
-        ("Asia/Kolkata", "UTC", {}, "5.5 h apart", "set db_timezone = 'UTC', and timezone to that of the DB4Sci host"),
-        ("Asia/Kolkata", "Asia/Kolkata", KOLKATA, "5.5 h apart", "are in the same zone: set timezone and db_timezone"),
-        ("Asia/Kathmandu", "UTC", {}, "5.7 h apart", "where it was UTC+05:45"),
-        ("America/Phoenix", "UTC", {}, "7 h apart", "where it was UTC-07:00"),
+        ("Asia/Kolkata", "UTC", KOLKATA, ""),
+        ("Asia/Kolkata", "Asia/Kolkata", LOCAL, ""),
+        ("Asia/Kolkata", "UTC", {}, "5.5 h apart"),
+        ("Asia/Kolkata", "Asia/Kolkata", KOLKATA, "5.5 h apart"),
+        ("America/Phoenix", "UTC", {}, "7 h apart"),
     ],
 )  # fmt: skip
 def test_zones_that_do_not_fit_the_log(
-    sqlite_site: Site, host: str, ts_in: str, settings: dict[str, str], problem: str, advice: str
+    sqlite_site: Site, host: str, ts_in: str, settings: dict[str, str], problem: str
 ) -> None:
     c_id, now = sqlite_site.container(), sqlite_site.clock()
     sqlite_site.zone = ZoneInfo(ts_in)
@@ -254,6 +253,7 @@ def test_zones_that_do_not_fit_the_log(
     sqlite_site.config(**settings)
     steps = [step for step in odd(sqlite_site) if "apart" in step[2]]
     assert [step[:2] for step in steps] == [("WARN", "log")] * bool(problem)
+    advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts, mostly UTC"
     assert not problem or (problem in steps[0][2] and advice in steps[0][2])
     nightly = " ".join(sqlite_site.audit("-v").out.split())
     told = f"backup_id and ts of the newest runs are {problem}: timezone or db_timezone is probably wrong."

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from admin_db import LogRow
+from admin_db import PlainRow
 from audit.log import ContainerLog, RowReader, clock_gap
 from audit.messages import Patterns
 from audit.policy import HOUR, UTC, Moment, Run
@@ -21,15 +21,15 @@ PATTERNS = Patterns(errors=(re.compile("fail"),), successes=(re.compile("fine"),
 BERLIN, LOS_ANGELES = ZoneInfo("Europe/Berlin"), ZoneInfo("America/Los_Angeles")
 
 
-def row(text: str, **more: Any) -> LogRow:
+def row(text: str, **more: Any) -> PlainRow:
     """A row of 13 March 2026, from `start 18:07 its message`."""
     state, time, *message = text.split(" ", 2)
     stamp = datetime.fromisoformat(f"2026-03-13 {time}")
     facts = {"id": 1, "c_id": 7, "name": "sales", "state": state, "backup_id": "x", "type": "Daily", "url": ""}
-    return LogRow(**{**facts, "ts": stamp, "message": "".join(message), "message_end": None, **more})
+    return PlainRow(**{**facts, "ts": stamp, "message": "".join(message), "message_end": None, **more})
 
 
-def log_of(*rows: LogRow, moment: Moment | None = None, keeps: bool = False) -> ContainerLog:
+def log_of(*rows: PlainRow, moment: Moment | None = None, keeps: bool = False) -> ContainerLog:
     """What is made of rows; the early moment is 24 hours ago."""
     moment = moment or Moment.by_clock(NOW)
     return RowReader(moment, UTC, PATTERNS, keeps).read(rows, moment.yesterday)
