@@ -21,7 +21,6 @@ try:
         options.parse(sys.argv[1:])  # --help, --version and bad usage end here, before the large imports
 
     import argparse
-    import getpass
     import hashlib
     import os
     import shlex
@@ -242,9 +241,9 @@ def _evidence(
     population = "all active containers" + (" and those deleted in the period" if args.all else "")
     if args.containers:
         population = f"named on the command line: {', '.join(args.containers)}"
-    facts = history_page.PageFacts(settings, VERSION, datetime.now(UTC), log.facts.ignored.counts, population)
+    facts = history_page.PageFacts(settings, VERSION, datetime.now(UTC), log.ignored.counts, population)
     page = history_page.render(past, period, facts).encode()
-    textfile.write(Path(args.html), page, 0o644)
+    textfile.write(Path(args.html), page, 0o666 & ~terminal.umask())
     return 0, [f"{hashlib.sha256(page).hexdigest()}  {args.html}"]
 
 
@@ -275,9 +274,9 @@ def _command(args: argparse.Namespace) -> str:
     here = os.path.exists(PROGRAM.name) and os.path.samefile(PROGRAM.name, PROGRAM)
     words = ["./backup_audit.py" if here else str(PROGRAM)]
     if not terminal.is_terminal() and os.geteuid() != 0:
-        words = ["sudo", "-u", getpass.getuser(), str(PROGRAM)]
+        words = ["sudo", "-u", terminal.user_name(os.geteuid()), str(PROGRAM)]
     if args.config != DEFAULT_CONFIG:
-        words += ["--config", str(args.config)]
+        words += ["--config", str(args.config if terminal.is_terminal() else args.config.absolute())]
     return shlex.join(words)
 
 

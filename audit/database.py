@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg2.extensions
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -20,10 +19,8 @@ from audit.errors import AuditError
 from audit.policy import UTC
 from audit.settings import Connection
 
-_WAL_VERSIONS = b"\2\2"
-"""The bytes 18 and 19 of an SQLite file in WAL mode."""
 AFTER_QUERY_TIMEOUT = 5
-"""Seconds. The server itself ends a statement at query_timeout; these more are for one that cannot even do that."""
+"""How many seconds longer than query_timeout we wait: for a server that does not end the statement itself."""
 
 
 @contextmanager
@@ -40,22 +37,16 @@ def reading(connection: Connection) -> Iterator[Session]:
         raise from_database(error, connection) from error
 
 
-class Clock(NamedTuple):
-    """The server's clock, and how far this host's is from it."""
+def compare_clocks(session: Session) -> tuple[datetime, float]:
+    """The time by the server's clock, aware UTC, and the seconds that this host's is ahead of it.
 
-    now: datetime
-    """By the server's, aware UTC."""
-    skew: float
-    """Seconds that this host's is ahead."""
-
-
-def compare_clocks(session: Session) -> Clock:
-    """The server's clock, compared with this host's. Connects first: a slow login is no difference of clocks."""
+    Connects first: a slow login is no difference of clocks.
+    """
     session.connection()
     asked = datetime.now(UTC)
     now = admin_db.read_clock(session)
     here = asked + (datetime.now(UTC) - asked) / 2
-    return Clock(now, (here - now).total_seconds())
+    return now, (here - now).total_seconds()
 
 
 @contextmanager
@@ -110,26 +101,11 @@ def _why_no_password(connection: Connection) -> str:
     return f"compare {connection.name} with the lines of {path} ({form}), each to the letter"
 
 
-def _why_not_opened(connection: Connection) -> str:
-    """What keeps SQLite from reading its file, and what to do."""
-    path = Path(connection.name)
-    try:
-        with path.open("rb") as file:
-            in_wal_mode = file.read(20)[18:] == _WAL_VERSIONS
-    except PermissionError:
-        return f"let this user read {path}"
-    except OSError:
-        return "check the path in database_url"
-    if in_wal_mode:
-        return f"it is in WAL mode: let this user write to the folder {path.parent}"
-    return f"let this user read {path} and its folder"
-
-
 _RUN_ROLE_SQL = "run deploy/read_only_role.sql again"
 _SEE_ACTIVITY = "see pg_stat_activity, or raise max_connections or the role's limit"
 _RUN_AGAIN = "see the server's log, and run the audit again"
 _NOT_PGBOUNCER = "connect to PostgreSQL itself, not to PgBouncer"
-_ERRORS: tuple[tuple[str, str, str | Callable[[Connection], str]], ...] = (
+_PROBLEMS: tuple[tuple[str, str, str | Callable[[Connection], str]], ...] = (
     # what the server says of the audit's statements, by SQLSTATE
     ("^42P01", "a table is missing",
      "check that {name} is DB4Sci's admin database, and that the role may use its schema"),
@@ -188,7 +164,8 @@ _ERRORS: tuple[tuple[str, str, str | Callable[[Connection], str]], ...] = (
      "the connection was lost", _RUN_AGAIN),
     ("SSL", "no encrypted connection", "correct {options}, or the server's ssl"),
     # SQLite
-    ("unable to open database file|readonly database", "cannot open the file", _why_not_opened),
+    ("unable to open database file|readonly database", "cannot open the file",
+     "check the path in database_url, and that this user may read it; in WAL mode, also write to its folder"),
     ("no such table", "a table is missing", "check that database_url names DB4Sci's admin database"),
     ("no such column", "a column is missing", "check that database_url names DB4Sci's admin database"),
     ("disk I/O error", "cannot read the file", "check the path in database_url, and the disk"),
@@ -214,13 +191,13 @@ _FROM_SETTINGS = {
 
 
 def from_database(error: SQLAlchemyError, connection: Connection) -> AuditError:
-    """What went wrong between here and the database."""
+    """An error of the database, as problem and advice."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(cause, "pgcode", None) or ""
     lines = [" ".join(line.split()) for line in str(cause).splitlines()] or [type(cause).__name__]
     if state:  # in the other lines the server quotes the statement
         lines = [f"{state} {lines[0]}"]
-    tried = ((re.search(entry[0], line), entry) for entry in _ERRORS for line in lines)
+    tried = ((re.search(entry[0], line), entry) for entry in _PROBLEMS for line in lines)
     match, (_, problem, advice) = next((one for one in tried if one[0]), (None, _UNKNOWN))
     words = _FROM_URL if connection.from_url else _FROM_SETTINGS
     words = words | {

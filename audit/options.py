@@ -55,7 +55,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("containers", nargs="*", metavar="CONTAINER", help="show these in detail: names, c_ids or patterns ('lab-*')")
-    add("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="settings (default: mydb_config.py here)")
+    add(
+        "--config",
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help="settings (default: mydb_config.py beside this script)",
+    )
     add("--at", metavar="TIME", help="the audit as of that moment (ISO 8601; without offset: in timezone)")
     add("--output", metavar="FILE", help="write the textfile there instead; - is stdout")
     add("--json", action="store_true", help="print the report as JSON")
@@ -154,17 +160,17 @@ def select(
 ) -> list[Container]:
     """The containers that the words mean, each once: names, `c_id`s or shell patterns, in this order of preference.
 
-    A word that means no active container may mean a deleted one (oldest first), of several of a name the newest. As of
-    a moment `at`, one that existed then is meant before one that was made later. Raises `AuditError` for a word that
-    means none.
+    A word that means no active container may mean a deleted one (oldest first), the newest of several with that name.
+    As of a moment `at`, one that existed then is meant before one that was made later. Raises `AuditError` for a word
+    that means none.
     """
     chosen: dict[Container, None] = {}
     deleted: Sequence[Container] | None = None
     for word in words:
-        found = _meant(_made_by(at, containers), word)
+        found = _meant(_existing_at(at, containers), word)
         if not found:
             deleted = read_deleted() if deleted is None else deleted  # one statement, however many words
-            known = _made_by(at, deleted)
+            known = _existing_at(at, deleted)
             newest = list({container.name: container for container in known}.values())
             found = _meant(newest, word) or [container for container in known if str(container.c_id) == word]
         found = found or _meant(containers, word)
@@ -174,7 +180,7 @@ def select(
     return list(chosen)
 
 
-def _made_by(at: datetime | None, containers: Sequence[Container]) -> list[Container]:
+def _existing_at(at: datetime | None, containers: Sequence[Container]) -> list[Container]:
     return [one for one in containers if at is None or one.created is None or one.created <= at]
 
 

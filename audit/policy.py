@@ -86,7 +86,7 @@ class Rules:
     max_runtime: timedelta = 12 * HOUR
     policies: Mapping[str, timedelta] = field(default_factory=dict)
     dumps_kept: timedelta | None = None
-    """How long a dump can be restored; None if that is not known."""
+    """For how long a dump can be restored; None if that is not known."""
 
     @cached_property
     def policy_names(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import os
 import re
 import traceback
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
@@ -104,13 +105,16 @@ class SettingsError(Exception):
 
 def load_settings(path: Path) -> Settings:
     """Read and check a configuration file. Raises `SettingsError` with every problem found in it."""
-    return check(_execute(path), path.absolute().parent)
+    with warnings.catch_warnings():  # Python's, of an r that is missing before '\S+': no mail every night
+        warnings.simplefilter("ignore")
+        return check(_execute(path), path.absolute().parent)
 
 
 def check(values: Mapping[str, Any], folder: Path) -> Settings:
     """Check the values of a configuration; relative textfiles start from `folder`. Raises `SettingsError`."""
     problems: list[str] = []
-    valid = {name: setting.check(setting.default) for name, setting in _SETTINGS.items() if setting.has_default}
+    refused = set()
+    valid = {name: setting.check(setting.default) for name, setting in _SETTINGS.items() if name not in _REQUIRED}
     for name, value in values.items():
         if name in UNUSED:
             continue
@@ -120,10 +124,12 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         try:
             valid[name] = _SETTINGS[name].check(value)
         except ValueError as error:
+            refused.add(name)
             problems.append(f"{name} = {_shown(name, value)} is not accepted: {error}")
     required = _REQUIRED if values.get("database_url") is None else ("prometheus_file",)
     problems += [f"{name} is missing: {_REQUIRED[name]}" for name in required if name not in values]
-    problems += _unknown_policies(valid)
+    if "policies" not in refused:
+        problems += _unknown_policies(valid)
     textfile = None
     if "prometheus_file" in valid:
         textfile = Textfile(folder / valid["prometheus_file"], valid["textfile_mode"], valid["site"])
@@ -240,7 +246,7 @@ def _connection(valid: Mapping[str, Any]) -> Connection:
     password_file = None
     if url.get_backend_name() == "postgresql" and not has_password(url):
         named = libpq.get("passfile") or valid["pgpass_file"] or os.environ.get("PGPASSFILE") or "~/.pgpass"
-        password_file = Path(named).expanduser()
+        password_file = Path(os.path.expanduser(named))  # as libpq, without a complaint about a user without a home
         libpq["passfile"] = str(password_file)
     return Connection(
         url=url,
@@ -418,21 +424,18 @@ def _exceptions(value: Any) -> dict[str | int, tuple[date, str]]:
             raise ValueError(expected)
         try:
             until, reason = entry
-            found[key] = date.fromisoformat(until) if isinstance(until, str) else until, _text(reason)
+            day = date.fromisoformat(until) if isinstance(until, str) else until
+            if type(day) is not date or not 1971 <= day.year <= 8999:
+                raise ValueError
+            found[_text(key) if isinstance(key, str) else key] = day, _text(reason)
         except ValueError:
             raise ValueError(f"{expected}, not {key!r}: {entry!r}") from None
-        if type(found[key][0]) is not date or not 1971 <= found[key][0].year <= 8999:
-            raise ValueError(f"{expected}, not {key!r}: {entry!r}")
     return found
 
 
 class _Setting(NamedTuple):
     check: Callable[[Any], Any]
-    default: Any = ...
-
-    @property
-    def has_default(self) -> bool:
-        return self.default is not ...
+    default: Any = None
 
 
 def _optional(check_value: Callable[[Any], Any]) -> Callable[[Any], Any]:

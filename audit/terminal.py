@@ -1,4 +1,4 @@
-"""The process as its user meets it: signals and standard streams. Standard library only."""
+"""The process as its user meets it: signals, standard streams, its user. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import pwd
 import signal
 import sys
 from collections.abc import Iterable
@@ -42,6 +43,21 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def is_terminal() -> bool:
     """Whether a terminal shows what is printed."""
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or the number of one without a name, as in a container."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def umask() -> int:
+    """The permissions that this user keeps from others in a new file."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def print_utf8() -> None:

@@ -153,8 +153,10 @@ def minute(moment: datetime | None, zone: tzinfo) -> str:
 
 
 def stamp(moment: datetime | None, zone: tzinfo) -> str:
-    """A moment in a column of moments, without the zone: `2026-03-13 18:07`; `-` for none."""
-    return "-" if moment is None else moment.astimezone(zone).strftime("%Y-%m-%d %H:%M")
+    """A moment in a column of moments, without the zone: `2026-03-13 18:07`; `-` for none, and for long ago."""
+    return (
+        "-" if moment is None or moment < LONG_AGO + 366 * DAY else moment.astimezone(zone).strftime("%Y-%m-%d %H:%M")
+    )
 
 
 def iso(moment: datetime | None) -> str | None:
@@ -186,9 +188,11 @@ def since(moment: datetime, now: datetime, zone: tzinfo) -> str:
 
 
 def log_begins(period: Period, zone: tzinfo) -> str:
-    """When the log begins, if that is not before a period; else nothing."""
+    """When the log begins, if that is not before a period; else an empty text."""
     begins = period.log_begins
-    if begins is None or begins <= period.start:
+    if begins is None:
+        return "The log has no dated row."
+    if begins <= period.start:
         return ""
     return f"The log begins {minute(begins, zone)}: nothing before that is known."
 
@@ -228,7 +232,7 @@ def _why(verdict: Verdict, zone: tzinfo, quote_length: int | None) -> Iterator[s
         yield f"the run of {_since(run, verdict, zone)} failed: {_quoted(verdict.line, quote_length)}"
         yield from _in_a_row(verdict, zone)
     elif status is Status.STALLED and run:
-        usually = f"usually {duration(verdict.typical)}, so " if verdict.typical is not None else ""
+        usually = f"it usually takes {duration(verdict.typical)}, so " if verdict.typical is not None else ""
         yield f"the run of {_since(run, verdict, zone)} has not ended; {usually}the limit is {age(verdict.limit)}"
         yield from _in_a_row(verdict, zone)
     elif status is Status.UNSURE and success:
@@ -281,7 +285,7 @@ def left_to_restore(verdict: Verdict, zone: tzinfo) -> str:
     """
     run, is_unsure = verdict.restorable, verdict.status is Status.UNSURE
     if run is None:
-        return "no known good backup as far as the log was read" if is_unsure else "no good backup in the log"
+        return "no known good backup in the part of the log that was read" if is_unsure else "no good backup in the log"
     doubt = "" if run is verdict.known_good else ", whose message is unrecognised"
     return f"last {'known ' * is_unsure}good backup {_since(run, verdict, zone)}{doubt}"
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from audit.errors import AuditError
+from audit.terminal import user_name
 
 STALE_AFTER = 3600
 """Seconds after which a temporary file that a killed audit left behind is removed."""
@@ -37,7 +38,7 @@ def overwrite(path: Path, content: bytes, mode: int) -> None:
         _replace(path, content, mode)
     except OSError as error:
         try:
-            with open(path, "r+b", buffering=0) as file:
+            with open(path, "r+b", buffering=0, opener=_open_private) as file:
                 file.write(content)  # first, for a full disk has no room but the file's own
                 file.truncate()
         except OSError:
@@ -57,9 +58,7 @@ def try_out(path: Path, mode: int) -> None:
 def owner(path: Path) -> str | None:
     """The name of the user to whom a file belongs; None if there is no such file."""
     try:
-        return path.owner()
-    except KeyError:
-        return str(path.stat().st_uid)
+        return user_name(path.stat().st_uid)
     except OSError:
         return None
 
@@ -80,12 +79,12 @@ def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
     """A file beside `path` with this content; unless it is renamed in the block, it is removed after it."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if path.exists() and not path.is_file():  # a rename would replace even a device
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a rename would replace even /dev/stdout
         raise OSError(errno.EINVAL, "not a regular file")
     _remove_stale_temporaries(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:  # a signal from here on leaves no file behind
-        with open(temporary, "xb", opener=_private) as file:
+        with open(temporary, "xb", opener=_open_private) as file:
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), mode)
@@ -96,8 +95,8 @@ def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _remove_stale_temporaries(path: Path) -> None:
@@ -115,7 +114,7 @@ def _not_written(path: Path, error: OSError) -> AuditError:
         errno.EACCES: f"let this user write to the folder {path.parent}",
         errno.EPERM: "the folder is sticky and the file another user's: delete it, or name another folder",
         errno.EISDIR: "name a file, not a folder",
-        errno.EINVAL: "name another file",
+        errno.EINVAL: "name the file itself",
         errno.ENOSPC: "make room on its disk",
     }.get(error.errno or 0, "check the folder and its disk")
     return AuditError(f"cannot write {path} ({error.strerror})", advice)

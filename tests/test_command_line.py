@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import re
 import shlex
 
@@ -63,18 +63,22 @@ def test_the_command_to_paste_is_that_of_the_user_and_folder_it_is_meant_for(
     """A mail is read by root; who sees a terminal is the user already."""
     sqlite_site.container("sales", policy=None)
     program, config = str(TOP / "backup_audit.py"), str(sqlite_site.config())
-    as_user = ["sudo", "-u", getpass.getuser()]
     for folder, user, terminal, start in (
-        ("/", 1000, False, [*as_user, program]),
+        ("/", 1, False, ["sudo", "-u", pwd.getpwuid(1).pw_name, program]),
+        ("/", 54321, False, ["sudo", "-u", "54321", program]),
         ("/", 0, False, [program]),
-        ("/", 1000, True, [program]),
-        (TOP, 1000, True, ["./backup_audit.py"]),
-        (TOP, 1000, False, [*as_user, program]),
+        ("/", 1, True, [program]),
+        (TOP, 1, True, ["./backup_audit.py"]),
+        (TOP, 54321, False, ["sudo", "-u", "54321", program]),
     ):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)
         last = sqlite_site.audit(*AT, terminal=terminal).out.splitlines()[-1]
-        assert shlex.split(last.partition("one: ")[2] or last) == [*start, "--config", config, "sales"]
+        assert shlex.split(last.partition("runs: ")[2] or last) == [*start, "--config", config, "sales"]
+    monkeypatch.chdir(sqlite_site.folder)
+    for terminal, named in ((True, "mydb_config.py"), (False, config)):
+        words = sqlite_site.audit(*AT, "--config", "mydb_config.py", terminal=terminal).out.split()
+        assert words[-3:] == ["--config", named, "sales"], "the reader of a mail is in another folder"
 
 
 def test_lines_are_as_wide_as_the_terminal_but_60_columns_at_least(

@@ -193,13 +193,15 @@ def test_missing_tables_columns_and_privileges(own_site: Site) -> None:
 
 # --- SQLite --------------------------------------------------------------------------------------------
 
+OPEN_FILE = "check the path in database_url, and that this user may read it; in WAL mode, also write to its folder"
+
 
 def test_a_file_that_is_not_an_admin_database(tmp_path: Path) -> None:
     path = tmp_path / "admin.db"
     nowhere = Site(create_engine("sqlite://"), {"database_url": f"sqlite:///{path}"}, tmp_path)
     said = complaint_of_failed_audit(nowhere)  # checks as well that no file is made
     assert "cannot open the file (" in said
-    assert said.endswith("): check the path in database_url\n")
+    assert said.endswith(f"): {OPEN_FILE}\n")
     for content, problem, step in (
         (b"this is a text, not a database. " * 100, "not an SQLite database", "check the path in database_url"),
         (b"SQLite format 3\0" + b"\xff" * 4096, "not an SQLite database", "check the path in database_url"),
@@ -232,6 +234,6 @@ def test_wal_mode_in_a_folder_that_cannot_be_written(sqlite_site: Site) -> None:
     said = refused_without_rights(sqlite_site)
     folder.chmod(0o755)
     assert f"{path}: cannot open the file (" in said
-    assert said.endswith(f"): it is in WAL mode: let this user write to the folder {folder}")
+    assert said.endswith(f"): {OPEN_FILE}")
     path.chmod(0)
-    assert refused_without_rights(sqlite_site).endswith(f"): let this user read {path}")
+    assert refused_without_rights(sqlite_site).endswith(f"): {OPEN_FILE}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,8 @@ def settings(**config: Any) -> Settings:
 def make(histories: Sequence[ContainerHistory], period: Period | int = 9, facts: Any = None, **config: Any) -> str:
     """The page of a period, or of so many days, with the facts and the settings that are given."""
     given = {"version": "3.0", "made": MADE, "ignored": {}, **(facts or {})}
-    period = last_days(period, NOW, UTC) if isinstance(period, int) else period
+    if isinstance(period, int):
+        period = replace(last_days(period, NOW, UTC), log_begins=at("2025-01-01"))
     return render(histories, period, PageFacts(settings(**config), **given))
 
 
@@ -166,12 +168,13 @@ def test_says_what_it_does_not_prove_with_numbers() -> None:
 
     for limit in ("read from DB4Sci’s log. No dump was opened", "may be cut (at 100 characters, by DB4Sci)"):
         assert limit in text(body(make(site)))
-    assert "2 runs of the period had a message that the audit does not recognise, and of 1 run the message" in said()
+    assert "In the period, 2 runs had a message that the audit does not recognise, and 1 run one that may be" in said()
     assert "The log begins before the period. 3 rows of the part that was read could not be used: 2 malf" in said()
     assert "How long dumps are kept is not known (no dumps_kept_days)" in said()
     assert "a dump is kept for 180 days; nobody looked" in said(dumps_kept_days=180)
     for begins, told in (("05 07:00", "before the period."), ("06 07:00", "2026-03-06 07:00 UTC: nothing before")):
         assert f"The log begins {told}" in said(period=replace(last_days(9, NOW, UTC), log_begins=at(begins)))
+    assert "The log has no dated row. 3 rows" in said(period=last_days(9, NOW, UTC))
 
 
 def test_says_by_what_the_past_was_judged() -> None:
@@ -274,7 +277,10 @@ def test_the_program_writes_the_page_with_what_it_knows_of_the_site(sqlite_site:
     sqlite_site.run(c_id, "2026-03-13 18:07", "2026-03-13 18:30", error=ERROR)
     sqlite_site.row(c_id=c_id, state="end", ts=datetime(2026, 3, 13))
     file = sqlite_site.folder / "evidence.html"
+    before = os.umask(0o027)
     result = sqlite_site.audit("--history", "9", "--at", NOW.isoformat(), "--all", "--html", file)
+    os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o640
     page = file.read_bytes()
     assert (result.status, result.err, result.out) == (0, "", f"{hashlib.sha256(page).hexdigest()}  {file}\n")
     (told,) = texts(page.decode(), ".")

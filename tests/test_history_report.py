@@ -25,7 +25,7 @@ EVIL = f"evil\x1b[2J\u202e password={SECRET}\n"
 NAMES = ("sales", "x" * 300, EVIL)
 
 
-def shown(histories: Sequence[ContainerHistory], days: int = 9, begins: str | None = None, **style: Any) -> list[str]:
+def shown(histories: Sequence[ContainerHistory], days: int = 9, begins: str = "2025-01-01", **style: Any) -> list[str]:
     period = replace(last_days(days, NOW, UTC), log_begins=at(begins) if begins else None)
     return list(history_table.render(histories, period, "mydbadmin@db:32009/mydb_admin", Style(**style)))
 
@@ -61,7 +61,8 @@ def test_the_table_says_since_when_the_log_proves_anything() -> None:
     lines = shown(some_site(begins="06 07:00"), begins="06 07:00")
     assert "The log begins 2026-03-06 07:00 UTC: nothing before that is known." in lines
     assert "100.0 % sales          Daily      24.4 h  ■■■■■■■■■" in lines
-    assert not [line for line in shown(some_site(), begins="05 07:00") if "begins" in line]
+    assert not [line for line in shown(some_site(), begins="05 07:00") if "The log" in line]
+    assert "The log has no dated row." in shown(some_site(), begins="")
 
 
 def test_colours_and_ascii_say_the_same() -> None:

@@ -72,7 +72,7 @@ def test_the_mail_of_an_ordinary_morning_has_the_new_problem_first_and_fits_a_ph
         "    no_policy plasmid-catalog: unknown backup policy",
         "              'Fortnightly'; no good backup in the log",
         "",
-        "To see the last runs of one:",
+        "To see a container's last runs:",
         f"{COMMAND} consent-records",
     ]
 
@@ -90,10 +90,13 @@ def test_a_calm_night_is_a_headline_on_a_terminal_and_sends_no_mail() -> None:
 
 def test_v_lists_every_container_in_a_table_worst_first() -> None:
     exempt, mistyped = finding("scratch", policy="Never"), finding("plasmid-catalog", policy="Fortnightly")
-    lines = mail(exempt, ok("trials"), mistyped, missed("bookings"), width=60, everything=True, rules=KATHMANDU)
+    undated = finding("undated", created=None)
+    found = (exempt, ok("trials"), mistyped, missed("bookings"), undated)
+    lines = mail(*found, width=60, everything=True, rules=KATHMANDU)
     begin = lines.index("All containers, times in Asia/Kathmandu:")
     assert lines[begin + 1 : lines.index("", begin)] == [
         "STATUS    LAST GOOD BACKUP DUE         POLICY      CONTAINER",
+        "missed    -                -           Daily       undated",
         "missed    2026-03-10 23:52 03-11 23:52 Daily       bookings",
         "no_policy -                -           Fortnightly",
         "          plasmid-catalog",
@@ -136,8 +139,8 @@ def test_a_silent_site_is_the_headline_and_what_it_explains_is_a_line() -> None:
     assert lines[0] == f"The whole site logged no backup run{since}: {why}"
     assert lines[1].startswith("4 containers: "), "silence goes before a night that broke off"
     assert names(lines) == [("NEW", "sales")]
-    assert "2 missed and 1 late, as the whole site is silent: -v lists them." in lines
-    assert "2 missed and 1 late, as the whole site is silent." in mail(*overdue, **silent, everything=True)
+    assert "2 missed and 1 late while the whole site is silent: -v lists them." in lines
+    assert "2 missed and 1 late while the whole site is silent." in mail(*overdue, **silent, everything=True)
     assert mail(missed(), newest_row=None)[0] == f"The whole site logged no backup run: {why}"
 
 
@@ -241,7 +244,7 @@ def test_ambiguous_names_have_a_c_id() -> None:
 def test_the_report_ends_with_a_command_that_works_when_it_is_pasted() -> None:
     words = {"lab-4": "lab-4", "it's": "'it'\"'\"'s'", "a*": "'a*'", "red\x1b[31m": "4", "-v": "4", "twin": "4"}
     for name, word in words.items():
-        assert mail(failed(name, c_id=4), ok("twin"))[-1] == f"To see the last runs of one: {COMMAND} {word}"
+        assert mail(failed(name, c_id=4), ok("twin"))[-1] == f"To see a container's last runs: {COMMAND} {word}"
         assert shlex.split(word)[0] in (name, "4")
     assert mail(failed("offsite", c_id=0))[-1].endswith(f"{COMMAND} offsite")
 

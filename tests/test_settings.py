@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def test_a_mistake_in_the_python_names_its_line(tmp_path: Path, lines: bytes, pr
         loaded(tmp_path, b"# settings\n" + lines + b"\n")
     (said,) = found.value.problems
     assert re.fullmatch(f"{re.escape(str(tmp_path))}/mydb_config.py{problem}.*: correct it", said)
+
+
+def test_a_warning_of_python_is_no_mail_every_night(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded(
+            tmp_path,
+            b"container_host = 'db'\nprometheus_file = 'a.prom'\nsuccess_patterns = ['^done \\S+', '[[]ok]', '[[a]x']",
+        )
+    assert caught == []
 
 
 def test_what_is_imported_or_begins_with_an_underscore_is_not_a_setting(tmp_path: Path) -> None:
@@ -185,6 +196,8 @@ def test_every_problem_is_reported_at_once_with_the_textfile_of_the_site() -> No
     error = refused({**first, **valid, "grace_hour": 6})
     told = [problem.partition(" = ")[0] for problem in error.problems]
     assert sorted(told[:-1]) == sorted(set(first) - set(valid))
+    (only,) = refused({**REQUIRED, "policies": {"Monthly": "744"}, "extra_jobs": {"offsite": "Monthly"}}).problems
+    assert only.startswith("policies = "), "nothing follows from it"
     assert told[-1].startswith("unknown setting grace_hour: did you mean grace_hours?")
     assert error.textfile
     assert dataclasses.astuple(error.textfile) == (FOLDER / "audit.prom", 0o600, "north")
@@ -226,7 +239,7 @@ def test_values_at_the_bounds_become_rules() -> None:
 
 
 def test_the_zone_of_the_host_and_that_of_the_log() -> None:
-    settings = checked(timezone="America/Chicago", exceptions={"sales": ("2026-03-07", " frozen ")})
+    settings = checked(timezone="America/Chicago", exceptions={" sales ": ("2026-03-07", " frozen ")})
     assert (settings.rules.zone, settings.db_timezone) == (ZoneInfo("America/Chicago"), UTC)
     exception = settings.exceptions["sales"]
     assert (exception.until, exception.reason) == (date(2026, 3, 7), "frozen")
@@ -268,6 +281,10 @@ def test_the_connection_is_named_without_its_password(values: dict[str, Any], na
 def test_the_password_file_is_that_of_libpq_if_no_other_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked(pgpass_file="~/x").connection.password_file == Path(os.environ["HOME"], "x")
     assert checked().connection.password_file == Path(os.environ["HOME"], ".pgpass")
+    with monkeypatch.context() as without_home:
+        without_home.delenv("HOME")
+        without_home.setattr(os, "getuid", lambda: 54321)
+        assert checked().connection.password_file == Path("~/.pgpass"), "where it is not found"
     monkeypatch.setenv("PGPASSFILE", "/etc/other")
     assert checked(pgpass_file=None).connection.password_file == Path("/etc/other")
     named = checked(pgpass_file="/x", libpq_options={"passfile": "/y"}).connection

@@ -129,7 +129,7 @@ WITH_A_GOOD_BACKUP = {
     ),
     "unknown backup policy 'Dialy'": finding("x", GOOD, policy=" Dialy "),
     f"{THE_RUN} failed: bad": finding("x", GOOD, BAD),
-    f"{THE_RUN} has not ended; usually 4 min, so the limit is 1 h": finding(
+    f"{THE_RUN} has not ended; it usually takes 4 min, so the limit is 1 h": finding(
         "x", *[run(f"{day:02} 18:07", 4) for day in range(1, 13)], BROKEN
     ),
     f"{AT_WORK}; {OVERDUE}": finding("x", GOOD, AGAIN),
@@ -156,7 +156,7 @@ REASONS = {
     **{f"{said}; last {LEFT}": found for said, found in WITH_A_GOOD_BACKUP.items()},
     **{f"{said}; no good backup in the log": found for said, found in WITHOUT_ONE.items()},
     f"{UNSURE}; last known {LEFT}": finding("x", GOOD, STRANGE),
-    f"{UNSURE}; no known good backup as far as the log was read": finding("x", STRANGE),
+    f"{UNSURE}; no known good backup in the part of the log that was read": finding("x", STRANGE),
     f"{THE_RUN} failed: bad; last {LEFT}, whose message is unrecognised": finding(
         "x", doubtful("12 18:07", "huh"), BAD
     ),

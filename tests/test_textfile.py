@@ -74,16 +74,17 @@ def test_a_folder_that_is_missing_and_what_is_not_a_regular_file(tmp_path: Path)
     before = tree(tmp_path)
     assert problems(directory) == {f"cannot write {directory} (Is a directory): name a file, not a folder"}
     for odd in (fifo, device):
-        assert problems(odd) == {f"cannot write {odd} (not a regular file): name another file"}
+        assert problems(odd) == {f"cannot write {odd} (not a regular file): name the file itself"}
     assert tree(tmp_path) == before, "nothing is replaced, and nothing left behind"
 
 
-def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+def test_a_link_is_neither_replaced_nor_followed(tmp_path: Path) -> None:
+    """It may be /dev/stdout, or lead the audit of root to a file of somebody else."""
     path, target = tmp_path / "audit.prom", tmp_path / "elsewhere.prom"
     target.write_bytes(LAST_GOOD)
     path.symlink_to(target)
-    textfile.write(path, b"new\n", MODE)
-    assert (path.is_symlink(), path.read_bytes(), target.read_bytes()) == (False, b"new\n", LAST_GOOD)
+    assert problems(path) == {f"cannot write {path} (not a regular file): name the file itself"}
+    assert (path.is_symlink(), target.read_bytes()) == (True, LAST_GOOD)
 
 
 # --- Folders and files of somebody else, full disks ---------------------------------------------------------

@@ -23,7 +23,7 @@ from audit.text import Style
 LISTED = 20
 """How many paragraphs of one status are listed, and after how many lines of a list the headline is repeated."""
 TOGETHER = 3
-"""So many containers with one cause share a paragraph."""
+"""So many containers, or more, with one cause share a paragraph."""
 
 # what failed says why, and has to be looked at one by one; what was missed often has one cause
 _WORST_FIRST = (
@@ -277,7 +277,7 @@ class _Report:
             overdue = Counter(finding.verdict.status.value for finding in self.problems if finding.is_overdue)
             numbers = " and ".join(f"{number} {status}" for status, number in overdue.items())
             more = "" if self.everything else f": -v lists {'them' if overdue.total() > 1 else 'it'}"
-            yield from self._wrapped(f"{numbers}, as the whole site is silent{more}.")
+            yield from self._wrapped(f"{numbers} while the whole site is silent{more}.")
 
     # --- All containers ---
 
@@ -323,9 +323,9 @@ class _Report:
             name, c_id = text.name(finding.container.name), finding.container.c_id
             by_id = c_id and (self._name(finding) != name or name.startswith("-"))
             command = f"{self.command} {c_id if by_id else shlex.quote(name)}"
-            line = f"To see the last runs of one: {command}"
+            line = f"To see a container's last runs: {command}"
             # a command that is broken in two does not work when it is pasted
-            yield from [line] if len(line) <= self.style.width else ["To see the last runs of one:", command]
+            yield from [line] if len(line) <= self.style.width else ["To see a container's last runs:", command]
 
 
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:
