@@ -32,7 +32,7 @@ from audit.policy import (
 
 NOTHING = timedelta(0)
 
-_Step = tuple[datetime, datetime, datetime]
+_Span = tuple[datetime, datetime, datetime]
 """A part of the counted time with one base: its start, its end, and the base."""
 
 
@@ -207,7 +207,7 @@ def _last_row(runs: Iterable[Run], default: datetime) -> datetime:
     return max((max(run.started, run.ended or run.started) for run in runs), default=default)
 
 
-def _steps(known: datetime, runs: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Step]:
+def _steps(known: datetime, runs: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Span]:
     """The time in steps; the base is the start of the newest run that had succeeded by then, or the beginning of what
     is known.
     """
@@ -225,7 +225,7 @@ def _steps(known: datetime, runs: Iterable[Run], start: datetime, end: datetime)
     yield start, end, base
 
 
-def _lapses(policy: str, steps: Iterable[_Step], rules: Rules) -> Iterator[_Step]:
+def _lapses(policy: str, steps: Iterable[_Span], rules: Rules) -> Iterator[_Span]:
     """The uncovered part of each step that has one, and the moment since when a run would have covered its start."""
     for since, until, base in steps:
         lapse = due_at(policy, base, rules) + rules.grace
@@ -234,9 +234,9 @@ def _lapses(policy: str, steps: Iterable[_Step], rules: Rules) -> Iterator[_Step
             yield since, until, since - (lapse - base)
 
 
-def _stretches(policy: str, steps: Iterable[_Step], bad: Sequence[Run], rules: Rules) -> tuple[Stretch, ...]:
+def _stretches(policy: str, steps: Iterable[_Span], bad: Sequence[Run], rules: Rules) -> tuple[Stretch, ...]:
     """The uncovered time in one piece where one step's follows upon another's."""
-    found: list[_Step] = []
+    found: list[_Span] = []
     for since, until, run_since in _lapses(policy, steps, rules):
         if found and found[-1][1] == since:
             since, _, run_since = found.pop()
@@ -248,7 +248,7 @@ def _stretches(policy: str, steps: Iterable[_Step], bad: Sequence[Run], rules: R
     )
 
 
-def _worst_age(steps: Iterable[_Step]) -> timedelta | None:
+def _worst_age(steps: Iterable[_Span]) -> timedelta | None:
     """The greatest age of a base; None if there was a time without one."""
     worst = max(until - base for _, until, base in steps)
     return None if any(base == LONG_AGO for _, _, base in steps) else worst

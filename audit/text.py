@@ -30,6 +30,8 @@ RUNS_SHOWN = 10
 NAMED = 3
 """How many names a sentence lists."""
 
+NOT_JUDGED = {Status.EXEMPT: "backups disabled", Status.NO_POLICY: "no valid backup policy"}
+"""Why a history does not judge a container."""
 _DOTS = "..."
 _MASKED = "*****"
 _COLOURS = {0: "32", 1: "33", 2: "31;1"}

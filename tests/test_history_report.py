@@ -51,7 +51,7 @@ def test_the_table_has_the_least_covered_first_and_explains_its_marks() -> None:
         "A container is covered while its newest good backup is recent enough for its",
         "policy, grace included. Judged by today's policies and settings.",
         "Backups disabled: scratch.",
-        "No valid policy, so not judged: typo.",
+        "No valid backup policy: typo.",
         "7 containers, 5 judged: 86.8 % of the time covered, 4.2 days in all not covered.",
         "3 covered all the time. Worst: gone (deleted).",
     ]

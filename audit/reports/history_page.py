@@ -24,7 +24,7 @@ from audit.auditor import exception_of
 from audit.history import ContainerHistory, DayOutcome, Period, Stretch, totals, worst_first
 from audit.policy import HOUR, Container, Rules, Run, Status, Verdict
 from audit.settings import Settings
-from audit.text import age, count, duration, log_begins, message, minute, percent
+from audit.text import NOT_JUDGED, age, count, duration, log_begins, message, minute, percent
 
 STRETCHES_SHOWN = 8
 """How many stretches of a container are listed, the longest ones; the page of a large site must stay small."""
@@ -36,7 +36,6 @@ NARROWEST = 1 / 600
 _UNCOVERED = (DayOutcome.FAILED, DayOutcome.NONE)
 _MARKS = {DayOutcome.FAILED: ("f", "4"), DayOutcome.NONE: ("n", "5.6")}
 """The class of an uncovered day's line in a strip, and where it runs in the strip's height of 8."""
-_NOT_JUDGED = {Status.NO_POLICY: "no valid backup policy", Status.EXEMPT: "backups disabled"}
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def _container(history: ContainerHistory, number: int, days: int) -> str:
     return _row(
         f'<a href="#c{number}">{name}</a>' if history.uncovered else name,
         percent(history.ratio),
-        _strip(outcomes, days) if outcomes else _NOT_JUDGED.get(verdict.status, ""),
+        _strip(outcomes, days) if outcomes else NOT_JUDGED.get(verdict.status, ""),
         age(history.uncovered if history.counted else None),
         age(history.worst_age),
         duration(history.median_duration),

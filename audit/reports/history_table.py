@@ -6,8 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from audit.history import ContainerHistory, DayOutcome, Period, totals, worst_first
-from audit.policy import Status
-from audit.text import NAME_LENGTH, Style, age, count, log_begins, minute, one_line, paint, percent, shorten, wrap
+from audit.text import (
+    NAME_LENGTH,
+    NOT_JUDGED,
+    Style,
+    age,
+    count,
+    log_begins,
+    minute,
+    one_line,
+    paint,
+    percent,
+    shorten,
+    wrap,
+)
 
 LEAST_NAME_LENGTH = 16
 POLICY_LENGTH = 12
@@ -15,7 +27,6 @@ POLICY_LENGTH = 12
 _MARKS = {DayOutcome.OK: "■", DayOutcome.FAILED: "✗", DayOutcome.NONE: "·", DayOutcome.BEFORE: " "}
 _ASCII_MARKS = {DayOutcome.OK: "#", DayOutcome.FAILED: "x", DayOutcome.NONE: ".", DayOutcome.BEFORE: " "}
 _SEVERITIES = {DayOutcome.OK: 0, DayOutcome.FAILED: 2, DayOutcome.NONE: 1}
-_NOT_JUDGED = {Status.EXEMPT: "Backups disabled", Status.NO_POLICY: "No valid policy, so not judged"}
 
 
 def render(histories: Sequence[ContainerHistory], period: Period, database: str, style: Style) -> Iterator[str]:
@@ -115,7 +126,7 @@ def _sentences(
     others: dict[str, list[str]] = {}
     for history in histories:
         if not history.outcomes:
-            heading = _NOT_JUDGED.get(history.verdict.status, "Deleted before this period")
+            heading = NOT_JUDGED.get(history.verdict.status, "deleted before this period").capitalize()
             others.setdefault(heading, []).append(_name(history))
     for heading, names in others.items():
         yield f"{heading}: {', '.join(names)}."
