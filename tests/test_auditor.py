@@ -267,13 +267,6 @@ def test_without_an_active_container_the_audit_fails_unless_that_is_accepted(sql
     assert (empty.status, empty.err) == (0, "")
 
 
-def test_an_accepted_problem_stays_in_the_verdict_and_counts_for_nothing() -> None:
-    problem, accepted, calm = missed(), missed(more={"exception": FROZEN}), ok()
-    for one, severity, counts in ((problem, 2, True), (accepted, 2, False), (calm, 0, False)):
-        assert (one.severity, one.is_problem, one.is_overdue) == (severity, counts, counts)
-        assert audit_of(accepted, one).severity == (2 if counts else 0)
-
-
 def test_a_site_is_silent_if_it_logged_nothing_within_the_window_and_a_backup_is_overdue_for_that() -> None:
     for newest_row, silent in ((None, True), (NOW - DAY - TICK, True), (NOW - DAY, False)):
         assert audit_of(missed(), ok(), newest_row=newest_row).silent is silent

@@ -7,7 +7,6 @@ comes out.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -239,27 +238,6 @@ def test_broken_rows_of_the_log_are_ignored_and_counted(sqlite_site: Site) -> No
         assert ("ended before it started" in (container["note"] or "")) == (container["name"] == "end before start")
     assert found == {name: (status, minutes) for name, (_, status, minutes) in ROWS.items()}
     assert report.ignored == {"malformed": 3 * 4, "undated": 6 * 4}
-
-
-@pytest.mark.slow
-def test_megabytes_of_messages(sqlite_site: Site) -> None:
-    messages = {
-        "many lines": ("\nExecuted Postgres dump_all commands:\n" * 20_000 + ERROR, "failed", ERROR),
-        "one": ("x" * 1_000_000, "unsure", "x" * 99),
-    }
-    for name, (message, *_) in messages.items():
-        c_id = sqlite_site.container(name)
-        for row in (START, {**END, "err_msg": message}):
-            sqlite_site.row(**row, c_id=c_id)
-    begin = time.monotonic()
-    report = audited(sqlite_site)
-    assert time.monotonic() - begin < 30, "three audits, and megabytes of messages in each"
-    for container in report.containers:
-        _, status, line = messages[container["name"]]
-        assert container["status"] == status
-        assert line in container["reason"]
-        assert 0 < len(container["last_run"]["message"]) <= 65_600
-        assert len(sqlite_site.audit("--at", AT, container["name"]).out) < 3_500
 
 
 # --- Time stamps ---------------------------------------------------------------------------------------

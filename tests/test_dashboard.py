@@ -51,22 +51,6 @@ def test_it_is_what_an_import_needs() -> None:
     assert {(one["type"], one["id"]) for one in BOARD["__requires"]} == needed
 
 
-def test_linter_rules_of_templates() -> None:
-    """Of datasource, job, instance, label-promql and on-time-change-reload; and uneditable."""
-    assert [SOURCE[key] for key in ("type", "query", "name", "label")] == [
-        "datasource",
-        "prometheus",
-        "datasource",
-        "Data source",
-    ]
-    for name, one in zip(("job", "instance"), FILTERS, strict=False):
-        assert (one["name"], one["label"], one["multi"], one["allValue"]) == (name, name.title(), True, ".+")
-    for one in FILTERS:
-        assert re.fullmatch(rf"label_values\(mydb_backup_\w+(\{{[^}}]+\}})?, {one['name']}\)", one["query"]["query"])
-        assert one["refresh"] == 2
-    assert BOARD["editable"] is False
-
-
 def test_linter_rules_of_panels() -> None:
     """Of datasource, title-description and units."""
     parts = [*FILTERS, *BOARD["panels"], *(target for _, target in TARGETS)]

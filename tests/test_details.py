@@ -135,12 +135,3 @@ def test_messages_are_cut_at_1000_characters() -> None:
         in_reason, of_run = (line for line in shown(failed(error="e" * length), width=2_000) if "eee" in line)
         assert f"failed: {cut}; last" in in_reason
         assert of_run.strip() == cut
-
-
-def test_colours_change_nothing_but_the_colour() -> None:
-    night = audit_of(*findings.of_every_status())
-    plain, coloured = ("\n".join(render(night, Style(width=60, colour=colour))) for colour in (False, True))
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
-    verdicts = dict(re.findall(r"verdict     \x1b\[([\d;]+)m(\w+)", coloured))
-    outcomes = dict(re.findall(r"(?m)\x1b\[([\d;]+)m(\w+)\x1b\[0m$", coloured))
-    assert len(verdicts) == len(outcomes) == 3

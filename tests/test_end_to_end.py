@@ -39,63 +39,31 @@ def identity(alert: dict[str, Any]) -> Alert:
 # --- The sites ---------------------------------------------------------------------------------------------
 
 STRANGE = 'sälés "prod" \\ {{ $value }}\n%d'
-
-
-class Run(NamedTuple):
-    """A run that began so many hours ago, and took so many; None if it never ended."""
-
-    ago: float
-    took: float | None = 0.5
-    message: str = ""
-
-
-class Case(NamedTuple):
-    """A container, or the site-wide job `offsite`: its runs, the alert that is expected, and its status."""
-
-    runs: list[Run]
-    alert: str = ""
-    status: str = ""
-
-
-CASES = {
-    "orders": Case([Run(4)]),
-    "variants": Case([*(Run(ago) for ago in range(200, 4, -24)), Run(2, 0.001)], "SuspiciouslyShort", "short"),
-    STRANGE: Case(
-        [Run(28), Run(3, 0.5, "Backup of S3\nError message: upload failed: - to s3://")], "Critical", "failed"
-    ),
-    "survey": Case([Run(3, 0.5, "Backup skipped")], "Warning", "unsure"),
-    "proteins": Case([Run(52), Run(28, None)], "Critical", "stalled"),
-    "freezer": Case([Run(76)], "Critical", "missed"),
-    "plasmids": Case([], "Critical", "no_policy"),
-    "frozen": Case([Run(120)]),
-    "offsite": Case([Run(76)], "Critical", "missed"),
-}
-ABOUT: dict[str, dict[str, Any]] = {
-    STRANGE: {"contact": "ada@example.com"},
-    "freezer": {"owner": "genomics", "contact": "freezer@example.org"},
-    "plasmids": {"policy": "Dialy", "contact": None},
-}
-SETTINGS = {"extra_jobs": {"offsite": "Daily"}, "exceptions": {"frozen": ("2999-12-31", "frozen for a paper")}}
+STATUSES = {STRANGE: "failed", "freezer": "missed"}
+"""The containers that are critical, on both sites."""
 
 
 def fill(site: Site) -> None:
-    now = site.clock()
-    for name, case in CASES.items():
-        c_id = 0 if name == "offsite" else site.container(name, **ABOUT.get(name, {}))
-        for run in case.runs:
-            started = now - timedelta(hours=run.ago)
-            ended = None if run.took is None else started + timedelta(hours=run.took)
-            site.run(c_id, started, ended, name=name, message=run.message)
+    now, error = site.clock(), "Backup of S3\nError message: upload failed: - to s3://"
+    for name, owner, contact, message, *ago in (
+        ("orders", "ada", "ada@example.org", "", 4),
+        (STRANGE, "ada", "ada@example.com", error, 28, 3),
+        ("freezer", "genomics", "freezer@example.org", "", 76),
+    ):
+        c_id = site.container(name, owner=owner, contact=contact)
+        for hours in ago:
+            started = now - timedelta(hours=hours)
+            site.run(c_id, started, started + timedelta(hours=0.5), message=message if hours == ago[-1] else "")
 
 
 def audit(site: Site, name: str, status: int, **settings: Any) -> None:
     """Audit the site under a name; must end with this exit status."""
-    site.config(site=name, prometheus_file=str(site.textfile.with_name(f"{name}.prom")), **SETTINGS, **settings)
+    site.config(site=name, prometheus_file=str(site.textfile.with_name(f"{name}.prom")), **settings)
     assert site.audit("-q").status == status
 
 
 def expected(site: str) -> frozenset[Alert]:
-    return frozenset((f"MyDBBackup{case.alert}", site, name, case.status) for name, case in CASES.items() if case.alert)
+    return frozenset(("MyDBBackupCritical", site, name, status) for name, status in STATUSES.items())
 
 
 # --- The programs ------------------------------------------------------------------------------------------
@@ -196,10 +164,9 @@ def test_from_the_log_to_a_mail(sqlite_site: Site) -> None:
         happens(lambda: firing().keys() == north | south)
         assert firing().keys() == north | south
         assert_texts(firing())
-        # one mail an audit for the team; owners hear what is critical about their own containers, of both sites at once
-        freezer, proteins = (frozenset(one for one in north | south if name in one) for name in ("freezer", "proteins"))
-        told = [("backup-team", north), ("backup-team", south)]
-        told += [("genomics", freezer), ("owner", freezer), ("owner", proteins)]
+        # one mail an audit for the team, and one for the owner of both sites' freezer
+        freezer = frozenset(one for one in north | south if "freezer" in one)
+        told = [("backup-team", north), ("backup-team", south), ("genomics", freezer), ("owner", freezer)]
         assert mails(len(told)) == Counter(Mail(receiver, "firing", alerts) for receiver, alerts in told)
 
         audit(sqlite_site, "north", 3, database_url="sqlite:////nowhere/admin.db")
@@ -221,4 +188,3 @@ def assert_texts(alerts: dict[Alert, dict[str, str]]) -> None:
     said = {name: texts["description"] for (_, _, name, _), texts in alerts.items()}
     assert '"Error message: upload failed: - to s3://"' in said[STRANGE]
     assert re.search(r"Last good backup .* UTC \(1d 4h ", said[STRANGE])
-    assert "No good backup in the log." in said["plasmids"]

@@ -309,7 +309,7 @@ def test_the_page_of_a_large_site_can_be_mailed() -> None:
 def chromium(page: Path, *options: str) -> str:
     """What a browser without a window prints when it opens the page."""
     fixed = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}")
-    command = [require("chromium", "chromium"), *fixed, *options, page.as_uri()]
+    command = [str(require("chromium", "chromium")), *fixed, *options, page.as_uri()]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=120).stdout
 
 
