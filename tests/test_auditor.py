@@ -247,6 +247,8 @@ def test_the_expiry_of_the_last_dump_is_told_for_a_month_where_the_problem_is_ac
             container = replace(finding().container, policy=policy)
             verdict = judge(container, [run("10 18:07")], now, Rules(dumps_kept=1000 * DAY + left))
             assert Finding(verdict, exception=exception).expiry_severity == told, (left, exception)
+            accepted = Finding(verdict, exception=in_force)
+            assert audit_of(accepted).severity == accepted.expiry_severity, "of what is accepted nothing else counts"
     expired = [Finding(replace(one.verdict, kept_until=NOW)) for one in of_every_status()]
     assert {one.status for one in expired if one.expiry_severity == 0} == {Status.EXEMPT, Status.OK}
 
