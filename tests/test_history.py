@@ -14,7 +14,7 @@ import pytest
 from audit.history import ContainerHistory, last_days, look_back
 from audit.policy import DAY, HOUR, UTC, Container, Run
 from tests.builders import NOW, Site
-from tests.histories import LENIENT, NOTHING, past
+from tests.findings import LENIENT, NOTHING, past
 from tests.runs import MINUTE, TICK, at, bad, doubtful, nights, run, unfinished
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -26,7 +26,7 @@ from audit.reports.history_page import STRETCHES_SHOWN, PageFacts, render
 from audit.settings import Settings, check
 from tests.builders import NOW, Site
 from tests.db4sci import SECRET
-from tests.histories import past, some_site
+from tests.findings import past, some_site
 from tests.programs import give_up, require
 from tests.runs import ERROR, MINUTE, at, bad, doubtful, nights, run, unfinished
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from audit.history import ContainerHistory, Period, last_days, look_back
 from audit.messages import Meaning, Said
 from audit.policy import DAY, HOUR, LONG_AGO, UTC, Container, Outcome, Rules, Run, Verdict, due_at, judge
-from tests.histories import NOTHING
+from tests.findings import NOTHING
 from tests.runs import CLOCK_CHANGES, ERROR, TICK
 
 GRID = timedelta(minutes=15)

@@ -18,7 +18,7 @@ from audit.reports import history_csv, history_json, history_table
 from audit.text import Style
 from tests.builders import NOW
 from tests.db4sci import SECRET
-from tests.histories import LENIENT, past, some_site
+from tests.findings import LENIENT, past, some_site
 from tests.runs import TICK, at, bad, nights, run
 
 EVIL = f"evil\x1b[2J\u202e password={SECRET}\n"
