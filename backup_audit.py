@@ -226,7 +226,7 @@ def _history(
         return 0, ()
     from audit.reports import history_table
 
-    lines = list(history_table.render(past, period, settings.connection.name, _style(settings)))
+    lines = list(history_table.render(past, period, settings.connection.display_name, _style(settings)))
     if terminal.is_terminal() and len(lines) >= shutil.get_terminal_size().lines:
         lines.append("The worst come first: to see them, add | less")
     return 0, lines

@@ -170,7 +170,7 @@ def active_containers(session: Session, settings: Settings) -> list[Container]:
 def _refuse_empty(settings: Settings, when: str = "") -> None:
     """No container at all is not "all is well"."""
     if not settings.allow_empty:
-        problem = f"no active container in {settings.connection.name}{when}"
+        problem = f"no active container in {settings.connection.display_name}{when}"
         raise AuditError(problem, "check that it is DB4Sci's admin database, or set allow_empty if the site is empty")
 
 
@@ -185,7 +185,7 @@ def _container(facts: ContainerFacts) -> Container:
     return Container(
         c_id=facts.c_id,
         name=facts.name or facts.container_name or f"c_id {facts.c_id}",
-        policy=facts.backup_freq,
+        backup_freq=facts.backup_freq,
         engine=facts.engine,
         state=facts.state,
         owner=facts.owner,
@@ -213,7 +213,7 @@ def audit(log: SiteLog, containers: Sequence[Container], settings: Settings) -> 
         _refuse_empty(settings, " at that moment")
     return Audit(
         now=log.moment.now,
-        database=settings.connection.name,
+        database=settings.connection.display_name,
         rules=log.rules,
         findings=findings,
         ignored=log.ignored,
@@ -233,7 +233,7 @@ def details(log: SiteLog, containers: Sequence[Container], settings: Settings) -
             runs = tuple(newest_first(own_log.runs))
             found.append(replace(_finding(verdict, own_log, log, settings), runs=runs, ignored=own_log.ignored))
             ignored.add_all(own_log.ignored)
-    return Audit(log.moment.now, settings.connection.name, log.rules, _in_order(found, containers), ignored)
+    return Audit(log.moment.now, settings.connection.display_name, log.rules, _in_order(found, containers), ignored)
 
 
 def _is_seen(container: Container, own_log: ContainerLog, log: SiteLog) -> bool:
@@ -249,8 +249,8 @@ def _in_order(findings: Iterable[Finding], containers: Sequence[Container]) -> t
 
 def _finding(verdict: Verdict, own_log: ContainerLog, log: SiteLog, settings: Settings) -> Finding:
     container, moment = verdict.container, log.moment
-    existed = own_log.early_runs or creation(container, moment.now) <= moment.yesterday
-    yesterday = judge(container, own_log.early_runs, moment.yesterday, log.rules).status if existed else None
+    existed = own_log.runs_then or creation(container, moment.now) <= moment.yesterday
+    yesterday = judge(container, own_log.runs_then, moment.yesterday, log.rules).status if existed else None
     return Finding(verdict, yesterday, exception_of(container, moment.now, settings))
 
 

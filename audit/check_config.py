@@ -107,7 +107,7 @@ def _database(settings: Settings) -> Iterator[Step]:
         if step == "login" and not _was_answered(error):
             step = "host"
         elif step == "login":
-            yield Step(OK, "host", f"the server of {settings.connection.name} answers")
+            yield Step(OK, "host", f"the server of {settings.connection.display_name} answers")
         yield Step(FAILED, step, str(error))
 
 
@@ -129,7 +129,7 @@ def _login(session: Session, connection: Connection) -> Iterator[Step]:
 
 
 def _file(session: Session, connection: Connection) -> Iterator[Step]:
-    yield Step(OK, "file", f"{connection.name} can be opened")
+    yield Step(OK, "file", f"{connection.display_name} can be opened")
 
 
 def _role(session: Session) -> Iterator[Step]:

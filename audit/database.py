@@ -98,7 +98,7 @@ def _why_no_password(connection: Connection) -> str:
     except OSError:
         return f"let this user read {path}"
     form = "host:port:database:user:password"
-    return f"compare {connection.name} with the lines of {path} ({form}), each to the letter"
+    return f"compare {connection.display_name} with the lines of {path} ({form}), each to the letter"
 
 
 _RUN_ROLE_SQL = "run deploy/read_only_role.sql again"
@@ -201,11 +201,11 @@ def from_database(error: SQLAlchemyError, connection: Connection) -> AuditError:
     match, (_, problem, advice) = next((one for one in tried if one[0]), (None, _UNKNOWN))
     words = _FROM_URL if connection.from_url else _FROM_SETTINGS
     words = words | {
-        "name": connection.name.rpartition("/")[2],
+        "name": connection.display_name.rpartition("/")[2],
         "password": str(connection.password_file or "database_url"),
     }
     message = (match.string if match else lines[0]).removeprefix(f"{state} ")
-    said = f"{connection.name}: {problem.format(**words)} ({message})"
+    said = f"{connection.display_name}: {problem.format(**words)} ({message})"
     if not isinstance(advice, str):
         return AuditError(said, advice(connection))
     return AuditError(said, advice.format(*(match.groups() if match else ()), **words))

@@ -121,7 +121,7 @@ class ContainerLog:
     """The log of one container."""
 
     runs: list[Run] = field(default_factory=list)
-    early_runs: list[Run] = field(default_factory=list)
+    runs_then: list[Run] = field(default_factory=list)
     """The runs as the log showed them at an earlier moment."""
     ignored: IgnoredRows = field(default_factory=IgnoredRows)
     newest_row: datetime | None = None
@@ -141,8 +141,8 @@ class RowReader:
     keeps_messages: bool = False
     """Whether whole messages are asked for; else only the lines that decide are kept."""
 
-    def read(self, rows: Iterable[PlainRow], early: datetime) -> ContainerLog:
-        """The log of one container, from its rows in any order, and as it was at an `early` moment."""
+    def read(self, rows: Iterable[PlainRow], then: datetime) -> ContainerLog:
+        """The log of one container, from its rows in any order, now and as it was `then`."""
         log = ContainerLog()
         entries: list[Entry] = []
         for row in rows:
@@ -162,7 +162,7 @@ class RowReader:
                 continue
             entries.append(entry)
         log.runs = fold(entries)
-        log.early_runs = fold(entry for entry in entries if entry.stamp <= early)
+        log.runs_then = fold(entry for entry in entries if entry.stamp <= then)
         return log
 
     def _entry(self, row: PlainRow, stamp: datetime) -> Entry | None:
@@ -245,18 +245,18 @@ class SiteLog:
         return first and utc_from_local(first, self.reader.log_zone)
 
     def read(
-        self, containers: Iterable[Container], early: datetime, history_from: datetime
+        self, containers: Iterable[Container], then: datetime, history_from: datetime
     ) -> Iterator[tuple[Container, ContainerLog]]:
-        """Each container with its log: the last days, if they decide both verdicts (of now and of the `early` moment)
-        and the history since `history_from`; else all of its rows.
+        """Each container with its log: the last days, if they decide both verdicts (of now, and of the earlier moment
+        `then`) and the history since `history_from`; else all of its rows.
         """
         waiting = {key_of(container): container for container in containers}
         undecided = []
         # all rows of a run that started later are read
-        whole_from = min(history_from - self.rules.longest_cover, early - TYPICAL_PERIOD)
+        whole_from = min(history_from - self.rules.longest_cover, then - TYPICAL_PERIOD)
         read_from = self.log_time_before(whole_from - self.rules.max_runtime)
         for key, rows in _by_container(admin_db.read_log(self.session, read_from)):
-            log = self.reader.read(rows, early)
+            log = self.reader.read(rows, then)
             container = waiting.pop(key, None)
             self._note(log, container, is_job=key[0] == 0)
             if container is None:
@@ -268,16 +268,16 @@ class SiteLog:
         if self.newest_row is None:  # the whole site has been silent for so long
             newest = admin_db.read_newest_rows(self.session, 1, until=self.log_time_before(self.moment.latest))
             self.newest_row = next((utc_from_local(row.ts, self.reader.log_zone) for row in newest if row.ts), None)
-        yield from self.read_whole([*undecided, *waiting.values()], early)
+        yield from self.read_whole([*undecided, *waiting.values()], then)
 
-    def read_whole(self, containers: Iterable[Container], early: datetime) -> Iterator[tuple[Container, ContainerLog]]:
+    def read_whole(self, containers: Iterable[Container], then: datetime) -> Iterator[tuple[Container, ContainerLog]]:
         """Each container with all of its log."""
         waiting = {key_of(container): container for container in containers}
         c_ids = {c_id for c_id, _ in waiting if c_id is not None}
         for key, rows in _by_container(admin_db.read_log(self.session, c_ids=c_ids) if c_ids else ()):
             container = waiting.pop(key, None)
             if container is not None:
-                yield container, self.reader.read(rows, early)
+                yield container, self.reader.read(rows, then)
         for container in waiting.values():
             yield container, ContainerLog()
 
@@ -318,7 +318,7 @@ def _is_decided(container: Container, log: ContainerLog, whole_from: datetime, h
     """Whether older rows can change nothing."""
     if container.is_job and not any(run.started <= history_from for run in log.runs):
         return False  # a job is known from its own first row
-    return _has_success(log.runs, whole_from) and _has_success(log.early_runs, whole_from)
+    return _has_success(log.runs, whole_from) and _has_success(log.runs_then, whole_from)
 
 
 def _has_success(runs: Iterable[Run], whole_from: datetime) -> bool:

@@ -177,8 +177,8 @@ class Container:
 
     c_id: int | None
     name: str
-    policy: str | None = None
-    """BACKUP_FREQ as its owner wrote it; None if there is none."""
+    backup_freq: str | None = None
+    """The policy as its owner wrote it; None if there is none."""
     engine: str | None = None
     state: str | None = "running"
     owner: str | None = None
@@ -337,7 +337,7 @@ def judge(container: Container, runs: Sequence[Run], now: datetime, rules: Rules
                 break
         elif success is None:
             failures += 1
-    policy, due, kept_until = known_policy(container.policy, rules), None, None
+    policy, due, kept_until = known_policy(container.backup_freq, rules), None, None
     if policy is not None and policy != "Never":
         due = due_at(policy, success.started if success else creation(container, now), rules)
     if success and rules.dumps_kept is not None and not container.is_job:
@@ -345,7 +345,7 @@ def judge(container: Container, runs: Sequence[Run], now: datetime, rules: Rules
     return Verdict(
         container=container,
         status=_status(container, policy, due, (newest, concluded, success), now, rules),
-        policy=policy or (container.policy or "").strip(),
+        policy=policy or (container.backup_freq or "").strip(),
         now=now,
         due=due,
         last_run=newest,

@@ -48,7 +48,7 @@ class Connection:
     """How to reach the admin database."""
 
     url: URL
-    name: str
+    display_name: str
     """The database as it may stand in a message: `user@host:port/name`, or the path of the SQLite file."""
     password_file: Path | None
     """The file in which libpq looks for the password; None if it needs none."""
@@ -250,7 +250,7 @@ def _connection(valid: Mapping[str, Any]) -> Connection:
         libpq["passfile"] = str(password_file)
     return Connection(
         url=url,
-        name=_name(url),
+        display_name=_display_name(url),
         password_file=password_file,
         libpq=libpq,
         from_url=valid["database_url"] is not None,
@@ -264,7 +264,7 @@ def has_password(url: URL) -> bool:
     return url.password is not None or "password" in url.query
 
 
-def _name(url: URL) -> str:
+def _display_name(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
         return str(url.database)
     if "service" in url.query:

@@ -256,9 +256,9 @@ def _why(verdict: Verdict, zone: tzinfo, quote_length: int | None) -> Iterator[s
 def _why_no_policy(container: Container, quote_length: int | None) -> str:
     if not container.has_metadata:
         return "no metadata: the table containers has no row of this container"
-    if container.policy is None:
+    if container.backup_freq is None:
         return "no backup policy: BACKUP_FREQ is missing or not text"
-    return f"unknown backup policy '{_quoted(container.policy.strip(), quote_length)}'"
+    return f"unknown backup policy '{_quoted(container.backup_freq.strip(), quote_length)}'"
 
 
 def _in_a_row(verdict: Verdict, zone: tzinfo) -> Iterator[str]:

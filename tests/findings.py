@@ -40,7 +40,13 @@ def finding(
     name: str = "sales", *runs: Run, c_id: int | None = 7, more: Any = None, rules: Rules = RULES, **facts: Any
 ) -> Finding:
     """What the audit finds of a container with these runs; `more` are further fields of the finding."""
-    given = {"policy": "Daily", "engine": "Postgres", "owner": "ada", "contact": "ada@example.org", "created": CREATED}
+    given = {
+        "backup_freq": "Daily",
+        "engine": "Postgres",
+        "owner": "ada",
+        "contact": "ada@example.org",
+        "created": CREATED,
+    }
     container = Container(c_id, name, **{**given, **facts})
     yesterday = None
     if container.created and container.created <= NOW - DAY:
@@ -81,8 +87,8 @@ def quick(*later: Run, **facts: Any) -> Finding:
 def of_every_status() -> list[Finding]:
     """A container `c-STATUS` of each status, with 1, 2, 3... as `c_id`s."""
     return [
-        finding("c-no_policy", policy="Fortnightly", c_id=1),
-        finding("c-exempt", policy="Never", c_id=2),
+        finding("c-no_policy", backup_freq="Fortnightly", c_id=1),
+        finding("c-exempt", backup_freq="Never", c_id=2),
         finding("c-failed", bad("14 02:00"), c_id=3),
         finding("c-stalled", unfinished("12 18:07"), c_id=4),
         finding("c-unsure", doubtful("13 18:07"), c_id=5),
@@ -104,7 +110,7 @@ def hostile() -> list[Finding]:
         *(unsure(f"{BAD} u{number}", line=f"{BAD} {'long ' * 30}") for number in range(2)),
         missed(f"{BAD} a", more={"exception": replace(FROZEN, reason=BAD)}),
         failed(f"{BAD} e", error=f"other {BAD}", more={"exception": replace(ENDED, reason=BAD)}),
-        finding(f"{BAD} p", policy=BAD),
+        finding(f"{BAD} p", backup_freq=BAD),
         *(missed(name) for name in ("x" * 300, "a b c", "-v")),
     ]
 
@@ -127,7 +133,7 @@ def past(
     *runs: Run, days: int = 3, end: datetime = NOW, rules: Rules = LENIENT, begins: str | None = None, **facts: Any
 ) -> ContainerHistory:
     """The history of a Daily container made long ago, but for the facts that are given; the log `begins` then."""
-    given: dict[str, Any] = {"c_id": 7, "name": "sales", "policy": "Daily", "created": CREATED} | facts
+    given: dict[str, Any] = {"c_id": 7, "name": "sales", "backup_freq": "Daily", "created": CREATED} | facts
     period = replace(last_days(days, end, rules.zone), log_begins=at(begins) if begins else None)
     return look_back(Container(**given), runs, period, rules)
 
@@ -140,8 +146,8 @@ def some_site(days: int = 9, begins: str | None = None) -> list[ContainerHistory
         past(*every, **log),
         past(*every[:7], bad("09 00:30"), *every[9:], name="trials", c_id=8, **log),
         past(*every, name="fresh", c_id=9, created=at("12 12:00"), **log),
-        past(*every[:1], name="survey", policy="monthly", c_id=10, **log),
+        past(*every[:1], name="survey", backup_freq="monthly", c_id=10, **log),
         past(*nights(1, 2, 3, 7, 8), name="gone", c_id=11, deleted=True, state=None, **log),
-        past(name="scratch", policy="Never", c_id=12, **log),
-        past(name="typo", policy="Fortnightly", c_id=13, **log),
+        past(name="scratch", backup_freq="Never", c_id=12, **log),
+        past(name="typo", backup_freq="Fortnightly", c_id=13, **log),
     ]

@@ -244,7 +244,7 @@ def test_the_expiry_of_the_last_dump_is_told_for_a_month_where_the_problem_is_ac
     ]
     for left, exception, expiry in cases:
         for policy, told in (("Daily", expiry), ("Never", 0)):
-            container = replace(finding().container, policy=policy)
+            container = replace(finding().container, backup_freq=policy)
             verdict = judge(container, [run("10 18:07")], now, Rules(dumps_kept=1000 * DAY + left))
             assert Finding(verdict, exception=exception).expiry_severity == told, (left, exception)
             accepted = Finding(verdict, exception=in_force)

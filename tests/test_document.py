@@ -50,7 +50,7 @@ def test_the_document_has_its_keys_in_their_order() -> None:
 def test_the_values_of_a_container() -> None:
     rules = Rules(dumps_kept=30 * DAY)
     runs = run("12 18:07"), unfinished("13 18:07"), bad("14 02:00:00.000005")
-    one = only(finding("sales", *runs, policy=" daily ", more={"exception": FROZEN}, rules=rules), rules=rules)
+    one = only(finding("sales", *runs, backup_freq=" daily ", more={"exception": FROZEN}, rules=rules), rules=rules)
     assert one.pop("reason").startswith("the run of 2026-03-14 02:00 UTC (5 h ago) failed: pg_dump: error: query")
     assert list(one.pop("last_success").values()) == [
         "20260312-18:07:00", "Daily", "2026-03-12T18:07:00Z", "2026-03-12T18:30:00Z", 1380,

@@ -20,7 +20,7 @@ def loaded(text: str) -> Settings:
 
 
 def test_it_is_valid_as_it_stands_and_shows_every_setting_once_in_the_order_of_settings() -> None:
-    assert loaded(TEXT).connection.name == "mydbadmin@db.example.org:32009/mydb_admin"
+    assert loaded(TEXT).connection.display_name == "mydbadmin@db.example.org:32009/mydb_admin"
     assert re.findall(r"(?m)^(?:# )?([a-z_]+) = ", TEXT) == list(NAMES)
     assert re.findall(r"(?m)^([a-z_]+) = ", TEXT) == [name for name in NAMES if name in ACTIVE]
 

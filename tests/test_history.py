@@ -42,7 +42,7 @@ def spans(history: ContainerHistory) -> list[tuple[datetime, datetime]]:
     ],
 )
 def test_covered_is_up_to_due_and_grace(policy: str, base: str, zone: Any, lapse: str) -> None:
-    given: dict[str, Any] = {"policy": policy, "rules": replace(LENIENT, zone=zone)}
+    given: dict[str, Any] = {"backup_freq": policy, "rules": replace(LENIENT, zone=zone)}
     for runs, facts in (([run(base)], given), ([], {**given, "created": at(base)})):
         last, late = (past(*runs, end=end, **facts) for end in (at(lapse), at(lapse) + TICK))
         assert at(lapse) not in [end for _, end in spans(last)]
@@ -144,7 +144,7 @@ def test_a_stretch_shows_the_bad_runs_since_the_last_good_backup_that_could_have
 
 @pytest.mark.parametrize(("policy", "status"), [("Never", "exempt"), (" none ", "exempt"), (None, "no_policy")])
 def test_without_a_schedule_there_are_no_outcomes_and_no_ratio(policy: str | None, status: str) -> None:
-    history = past(*nights(10), policy=policy)
+    history = past(*nights(10), backup_freq=policy)
     assert (history.verdict.status.value, history.outcomes, history.ratio, history.stretches) == (status, (), None, ())
 
 

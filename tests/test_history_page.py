@@ -255,7 +255,7 @@ def test_foreign_text_is_harmless_wherever_it_stands() -> None:
     failed = bad("13 18:07", EVIL)
     given: dict[str, Any] = {"site": EVIL, "policies": {EVIL: 24}, "extra_jobs": {EVIL: "Daily"}}
     given |= {"exceptions": {EVIL: ("2026-12-31", EVIL)}, "error_patterns": [re.escape(EVIL)]}
-    facts: dict[str, Any] = {"name": EVIL, "policy": EVIL.lower(), "engine": EVIL, "owner": EVIL}
+    facts: dict[str, Any] = {"name": EVIL, "backup_freq": EVIL.lower(), "engine": EVIL, "owner": EVIL}
     history = past(run("10 18:07", url=EVIL), failed, rules=settings(**given).rules, **facts)
     page = make([history], facts={"population": EVIL}, **given)
     assert not re.search(f"<script|{SECRET}|[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page)

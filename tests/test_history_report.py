@@ -94,8 +94,10 @@ def test_a_month_is_one_line_of_80_columns_with_a_date_a_week() -> None:
 @pytest.mark.parametrize(("width", "days"), [(60, 9), (60, 365), (200, 30)])
 def test_no_line_is_wider_than_the_terminal(width: int, days: int) -> None:
     rules = replace(LENIENT, policies={"Every second month of the year": 1488 * HOUR})
-    kinds: list[dict[str, Any]] = [{"policy": "Never"}, {}, {"deleted": True}]
-    facts = [{"name": name, "policy": "Every second month of the year", **kind} for name in NAMES for kind in kinds]
+    kinds: list[dict[str, Any]] = [{"backup_freq": "Never"}, {}, {"deleted": True}]
+    facts = [
+        {"name": name, "backup_freq": "Every second month of the year", **kind} for name in NAMES for kind in kinds
+    ]
     lines = shown([past(*nights(5, 9), days=days, rules=rules, **each) for each in facts], days=days, width=width)
     assert [line for line in lines if len(line) > width or line != line.rstrip() or not line.isprintable()] == []
     assert SECRET not in "".join(lines)
@@ -112,7 +114,7 @@ def test_the_summary_of_other_sites() -> None:
     fine = past(*nights(9, 10, 11, 12, 13))
     for histories, text in (
         ([], "0 containers."),
-        ([past(policy="Never")], "1 container, 0 judged."),
+        ([past(backup_freq="Never")], "1 container, 0 judged."),
         ([fine], "1 container: covered all the time."),
         ([fine, fine, past(created=NOW)], "3 containers, 2 judged: covered all the time."),
         ([fine, past(run("01 18:07"), deleted=True)], "Deleted before this period: sales (deleted)."),
@@ -165,7 +167,9 @@ def rows_of(*histories: ContainerHistory) -> list[list[str]]:
 
 def test_the_csv_has_a_row_for_each_container_and_day() -> None:
     sales = past(*nights(10), bad("12 00:30"), run("12 18:07"))
-    assert rows_of(sales, past(name="scratch", policy="Never"), past(run("11 12:00"), name="gone", deleted=True)) == [
+    assert rows_of(
+        sales, past(name="scratch", backup_freq="Never"), past(run("11 12:00"), name="gone", deleted=True)
+    ) == [
         ["sales", "7", "Daily", "2026-03-11", "ok", "0"],
         ["sales", "7", "Daily", "2026-03-12", "failed", "66180"],
         ["sales", "7", "Daily", "2026-03-13", "ok", "0"],
@@ -181,7 +185,7 @@ def test_the_csv_has_a_row_for_each_container_and_day() -> None:
 
 def test_no_cell_of_the_csv_is_a_formula_or_breaks_a_line_and_other_names_survive() -> None:
     for name in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "\uff20x", EVIL):
-        for row in rows_of(past(name=name, policy=name, rules=replace(LENIENT, policies={name.strip(): DAY}))):
+        for row in rows_of(past(name=name, backup_freq=name, rules=replace(LENIENT, policies={name.strip(): DAY}))):
             assert not [cell for cell in row if cell[:1] in "=+@\uff1d\uff0b\uff0d\uff20-" and cell]
             assert "".join(row).isprintable()
             assert SECRET not in "".join(row)

@@ -30,7 +30,7 @@ def row(text: str, **more: Any) -> PlainRow:
 
 
 def log_of(*rows: PlainRow, moment: Moment | None = None, keeps: bool = False) -> ContainerLog:
-    """What is made of rows; the early moment is 24 hours ago."""
+    """What is made of rows; the earlier moment is 24 hours ago."""
     moment = moment or Moment.by_clock(NOW)
     return RowReader(moment, UTC, PATTERNS, keeps).read(rows, moment.yesterday)
 
@@ -95,7 +95,7 @@ def test_a_run_has_what_its_rows_say() -> None:
 def test_the_runs_of_yesterday_are_folded_from_the_rows_until_then() -> None:
     log = log_of(row("start 06:50"), row("start 07:00", backup_id="y"), row("end 07:10 it failed"), row("end 07:00:01"))
     assert shown(log.runs) == ["06:50-07:10 error", "07:00-? fine"]
-    assert sorted(shown(log.early_runs)) == ["06:50-? fine", "07:00-? fine"]
+    assert sorted(shown(log.runs_then)) == ["06:50-? fine", "07:00-? fine"]
 
 
 def test_ignored_rows_have_a_reason_and_the_newest_three_ids_of_each() -> None:

@@ -41,7 +41,7 @@ BACKED_UP = run("13 18:07")
 
 def verdict_of(*runs: Run, now: datetime = NOW, rules: Rules = RULES, **facts: Any) -> Verdict:
     """The verdict on a Daily container made long ago, but for the facts that are given."""
-    given = {"c_id": 7, "policy": "Daily", "created": CREATED, **facts}
+    given = {"c_id": 7, "backup_freq": "Daily", "created": CREATED, **facts}
     return judge(Container(name="sales", **given), runs, now, rules)
 
 
@@ -183,7 +183,7 @@ def test_a_status_changes_exactly_when_window_grace_or_limit_is_over(
     policy: str, runs: list[Run], rules: Rules, moment: str, expected: list[str]
 ) -> None:
     sides = at(moment) - TICK, at(moment)
-    assert [verdict_of(*runs, now=now, policy=policy, rules=rules).status.value for now in sides] == expected
+    assert [verdict_of(*runs, now=now, backup_freq=policy, rules=rules).status.value for now in sides] == expected
 
 
 def test_a_run_with_an_error_failed_whether_or_not_it_ended() -> None:
@@ -215,7 +215,7 @@ def test_a_good_backup_is_a_good_backup_whoever_asked_for_it(kind: str) -> None:
 )
 def test_a_container_is_new_until_its_first_backup_is_due(created: datetime | None, daily: str, weekly: str) -> None:
     assert verdict_of(created=created).status.value == daily
-    assert verdict_of(created=created, policy="Weekly", rules=Rules(weekly_day=6)).status.value == weekly
+    assert verdict_of(created=created, backup_freq="Weekly", rules=Rules(weekly_day=6)).status.value == weekly
 
 
 def test_a_container_is_not_new_once_a_run_failed_or_succeeded() -> None:
@@ -249,7 +249,7 @@ def test_only_a_container_in_state_running_is_late_or_missed_others_are_paused(s
 def test_a_policy_may_have_any_letter_case_and_blanks_around_it(name: str | None, texts: list[str | None]) -> None:
     status = {None: Status.NO_POLICY, "Never": Status.EXEMPT}.get(name, Status.MISSED)
     for text in texts:
-        verdict = verdict_of(policy=text, rules=CUSTOM)
+        verdict = verdict_of(backup_freq=text, rules=CUSTOM)
         assert (verdict.status, verdict.policy) == (status, name or (text or "").strip())
         assert (verdict.due is not None) is (status is Status.MISSED)
     assert known_policy("Monthly", RULES) is None, "it is one of the settings"
@@ -318,6 +318,6 @@ def test_more_elapsed_time_never_improves_a_verdict(
 ) -> None:
     rules = replace(CUSTOM, max_runtime=max_runtime * HOUR)
     moments = [NOW + step * HOUR for step in sorted([0, *steps])]
-    found = [verdict_of(*runs, now=now, policy=policy, state=state, rules=rules).status for now in moments]
+    found = [verdict_of(*runs, now=now, backup_freq=policy, state=state, rules=rules).status for now in moments]
     for before, after in pairwise(found):
         assert after.severity >= before.severity, found

@@ -50,7 +50,7 @@ def names(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def test_the_mail_of_an_ordinary_morning_has_the_new_problem_first_and_fits_a_phone() -> None:
-    old = (finding("plasmid-catalog", policy="Fortnightly"), missed("bookings"))
+    old = (finding("plasmid-catalog", backup_freq="Fortnightly"), missed("bookings"))
     back = finding("staff-wiki", run("09 18:07"), run("13 18:07"))
     every = (*old, failed("consent-records"), back, ok("trials"))
     assert mail(*every, terminal=True) == mail(*every), "a terminal shows the same"
@@ -78,7 +78,7 @@ def test_the_mail_of_an_ordinary_morning_has_the_new_problem_first_and_fits_a_ph
 
 
 def test_a_calm_night_is_a_headline_on_a_terminal_and_sends_no_mail() -> None:
-    calm = (ok(), finding("new", created=at("14 01:00")), finding("scratch", policy="Never"))
+    calm = (ok(), finding("new", created=at("14 01:00")), finding("scratch", backup_freq="Never"))
     assert mail(*calm) == []
     assert mail(*calm, terminal=True, rules=KATHMANDU) == [
         "3 containers: 1 ok, 1 new, 1 exempt",
@@ -89,7 +89,7 @@ def test_a_calm_night_is_a_headline_on_a_terminal_and_sends_no_mail() -> None:
 
 
 def test_v_lists_every_container_in_a_table_worst_first() -> None:
-    exempt, mistyped = finding("scratch", policy="Never"), finding("plasmid-catalog", policy="Fortnightly")
+    exempt, mistyped = finding("scratch", backup_freq="Never"), finding("plasmid-catalog", backup_freq="Fortnightly")
     undated = finding("undated", created=None)
     found = (exempt, ok("trials"), mistyped, missed("bookings"), undated)
     lines = mail(*found, width=60, everything=True, rules=KATHMANDU)
@@ -176,7 +176,7 @@ def test_of_many_with_the_same_status_the_first_20_are_listed_and_the_headline_a
     lines = mail(*found)
     assert names(lines) == twenty
     assert lines[:2] != lines[-2:]
-    lines = mail(*found, missed("m-20"), finding("n", policy=None))
+    lines = mail(*found, missed("m-20"), finding("n", backup_freq=None))
     assert names(lines) == [*twenty, ("", "and 1 more"), ("", "n")]
     assert "    missed    and 1 more: -v lists them" in lines
     assert lines[:2] == lines[-2:]
@@ -308,7 +308,7 @@ def test_a_suspicion_is_worth_a_look_and_not_a_problem() -> None:
     assert lines[:2] == ["2 containers: 2 ok", "No container needs attention; -v lists all."]
     assert lines[-2:] == ["Worth a look:", f"    ok        quick: {note}"]
     assert audit_of(findings.quick()).severity == 0, "the exit status is that of a calm night"
-    assert mail(findings.quick(policy="Never")) == [], "nobody waits for that dump"
+    assert mail(findings.quick(backup_freq="Never")) == [], "nobody waits for that dump"
     spoilt = mail(findings.quick(bad("14 02:00", "bad")))
     assert note in paragraphs(spoilt)[0][2]
     assert "Worth a look:" not in [*spoilt, *mail(missed(), findings.quick(more={"exception": FROZEN}))]

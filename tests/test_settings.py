@@ -272,7 +272,7 @@ def test_patterns_are_taken_as_they_are() -> None:
 def test_the_connection_is_named_without_its_password(values: dict[str, Any], name: str, needs_password: bool) -> None:
     for options in ({}, {"sslmode": "require", "application_name": "x"}):
         connection = checked(**values, pgpass_file="/etc/pgpass", libpq_options=options).connection
-        assert (connection.name, connection.from_url) == (name, "database_url" in values)
+        assert (connection.display_name, connection.from_url) == (name, "database_url" in values)
         assert connection.password_file == (Path("/etc/pgpass") if needs_password else None)
         passfile = {"passfile": "/etc/pgpass"} if needs_password else {}
         assert connection.libpq == {"application_name": "backup_audit", **options, **passfile}

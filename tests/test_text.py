@@ -125,9 +125,9 @@ OVERDUE = "Daily backup overdue by 12.9 h"
 
 WITH_A_GOOD_BACKUP = {
     "no metadata: the table containers has no row of this container": finding(
-        "x", GOOD, policy=None, has_metadata=False
+        "x", GOOD, backup_freq=None, has_metadata=False
     ),
-    "unknown backup policy 'Dialy'": finding("x", GOOD, policy=" Dialy "),
+    "unknown backup policy 'Dialy'": finding("x", GOOD, backup_freq=" Dialy "),
     f"{THE_RUN} failed: bad": finding("x", GOOD, BAD),
     f"{THE_RUN} has not ended; it usually takes 4 min, so the limit is 1 h": finding(
         "x", *[run(f"{day:02} 18:07", 4) for day in range(1, 13)], BROKEN
@@ -138,7 +138,7 @@ WITH_A_GOOD_BACKUP = {
     "deleted": finding("x", GOOD, deleted=True),
 }
 WITHOUT_ONE = {
-    "no backup policy: BACKUP_FREQ is missing or not text": finding(policy=None),
+    "no backup policy: BACKUP_FREQ is missing or not text": finding(backup_freq=None),
     f"{THE_RUN} failed: bad; 2 in a row; running again since 2026-03-14 06:50 UTC": finding(
         "x", unfinished("13 02:00"), BAD, AGAIN
     ),
@@ -162,7 +162,7 @@ REASONS = {
     ),
     "backed up 2026-03-13 18:07 UTC (12.9 h ago), next due 2026-03-14 18:07 UTC": ok(),
     "created 2026-03-14 01:00 UTC (6 h ago), first due 2026-03-15 01:00 UTC": finding(created=at("14 01:00")),
-    "backups disabled (policy Never)": finding(policy="none"),
+    "backups disabled (policy Never)": finding(backup_freq="none"),
 }
 
 
@@ -174,7 +174,7 @@ def test_reasons_have_the_figures_and_say_what_is_left_to_restore() -> None:
 
 def test_the_quoted_message_is_whole_or_cut_and_always_masked() -> None:
     said = "bad password=hunTer2\x07 " + "e" * 5_000
-    for one in (failed(error=said), finding("x", GOOD, policy=said), finding("x", GOOD, state=said)):
+    for one in (failed(error=said), finding("x", GOOD, backup_freq=said), finding("x", GOOD, state=said)):
         whole, cut = text.reason(one.verdict, UTC), text.reason(one.verdict, UTC, 200)
         assert f"bad password=***** {'e' * 5_000}" in whole
         assert len(cut) < 400

@@ -109,7 +109,7 @@ def _by_name(history: ContainerHistory) -> tuple[str, int]:
 
 
 def _origin(period: Period, about: PageFacts) -> dict[str, str]:
-    site, database = about.settings.textfile.site, about.settings.connection.name
+    site, database = about.settings.textfile.site, about.settings.connection.display_name
     first, last = period.days[0].date, period.days[-1].date
     dates = f"{first} to {last}" if first < last else str(first)
     title = message(", ".join(part for part in ("Backup evidence", site, dates) if part))
