@@ -50,27 +50,6 @@ def test_covered_is_up_to_due_and_grace(policy: str, base: str, zone: Any, lapse
         assert (letters(late)[-1], late.ratio == 1) == ("-", False)
 
 
-@pytest.mark.parametrize(
-    ("runs", "uncovered"),
-    [
-        pytest.param([run("13 18:07", ended="14 05:00")], [("13 07:00", "14 05:00")], id="a run counts from its end"),
-        pytest.param([bad("13 05:00")], [("13 07:00", "14 07:00")], id="a failed run never counts"),
-        pytest.param([run("13 05:00", start_logged=False)], [], id="an end without a start is a run"),
-        pytest.param([run("13 09:00", ended="13 05:00")], [("13 07:00", "13 09:00")], id="no base lies in the future"),
-        pytest.param([run("12 06:00", 26 * 60)], [("13 07:00", "13 08:00"), ("13 12:00", "14 07:00")], id="age"),
-        pytest.param([run("12 02:00", 30 * 60)], [("13 07:00", "14 07:00")], id="too old when it ends: no split"),
-        pytest.param([run("12 20:00"), run("12 10:00", ended="13 06:00")], [("14 02:00", "14 07:00")], id="the newest"),
-        pytest.param([run("13 05:00", ended="14 07:02")], [("13 07:00", "14 07:00")], id="by a clock that is ahead"),
-    ],
-)
-def test_what_covers(runs: list[Run], uncovered: list[tuple[str, str]]) -> None:
-    for given in (runs, runs[::-1]):
-        history = past(run("12 01:00"), *given, days=1)
-        assert spans(history) == [(at(start), at(end)) for start, end in uncovered]
-        assert history.uncovered == sum((end - start for start, end in spans(history)), NOTHING)
-        assert history.covered + history.uncovered == history.counted == DAY
-
-
 # --- Days ----------------------------------------------------------------------------------------------
 
 
