@@ -202,7 +202,7 @@ def test_the_newest_row_by_time_and_not_by_id(sqlite_site: Site) -> None:
     c_id, now = sqlite_site.container(), sqlite_site.clock()
     sqlite_site.config()
     for ago, problem in (
-        (26 * HOUR + MINUTE, "DB4Sci's backup job has probably not run since"),
+        (26 * HOUR + MINUTE, " (26 h ago): DB4Sci's backup job has probably not run since"),
         (26 * HOUR - MINUTE, ""),
         (-4 * MINUTE, ""),
         (-6 * MINUTE, "lies in the future: db_timezone is probably wrong"),

@@ -159,6 +159,12 @@ def test_the_textfile_is_the_same_however_the_audit_is_started(site: Site, umask
 # --- Terminals, pipes and full devices ---------------------------------------------------------------------
 
 
+def test_to_ask_for_the_umask_does_not_change_it() -> None:
+    before = os.umask(0o027)
+    found = [terminal.umask(), terminal.umask(), os.umask(before)]
+    assert found == [0o027] * 3
+
+
 def test_colours_are_for_terminals_that_want_them(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     sqlite_site.container()
 
