@@ -271,12 +271,15 @@ def _style(settings: Settings, width: int = 80) -> text.Style:
 
 def _command(args: argparse.Namespace) -> str:
     """The command that started this program, as it can be pasted into a shell; from a mail, by root."""
-    here = os.path.exists(PROGRAM.name) and os.path.samefile(PROGRAM.name, PROGRAM)
-    words = ["./backup_audit.py" if here else str(PROGRAM)]
-    if not terminal.is_terminal() and os.geteuid() != 0:
-        words = ["sudo", "-u", terminal.user_name(os.geteuid()), str(PROGRAM)]
+    words, config = [str(PROGRAM)], args.config.absolute()
+    user = terminal.user_name(os.geteuid())
+    if terminal.is_terminal():
+        here = os.path.exists(PROGRAM.name) and os.path.samefile(PROGRAM.name, PROGRAM)
+        words, config = ["./backup_audit.py"] if here else words, args.config
+    elif os.geteuid() != 0 and not user.isdecimal():  # sudo takes no user without a name
+        words = ["sudo", "-u", user, *words]
     if args.config != DEFAULT_CONFIG:
-        words += ["--config", str(args.config if terminal.is_terminal() else args.config.absolute())]
+        words += ["--config", str(config)]
     return shlex.join(words)
 
 

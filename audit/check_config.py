@@ -182,7 +182,7 @@ def _zones(rows: Sequence[PlainRow], settings: Settings) -> Iterator[Step]:
         yield Step(
             WARN,
             "log",
-            f"{problem}: set timezone to that of the DB4Sci host, and db_timezone to that of ts, mostly UTC",
+            f"{problem}: set timezone to that of the DB4Sci host, and db_timezone to that of ts, usually UTC",
         )
 
 

@@ -180,8 +180,8 @@ def look_back(container: Container, runs: Sequence[Run], period: Period, rules: 
         count = 0 if verdict.due is None else len(days)
         before, none = (DayOutcome.BEFORE,) * count, (NOTHING,) * count
         return replace(facts, outcomes=before, uncovered_by_day=none)
-    steps = list(_steps(known, runs, start, end))
-    stretches = _stretches(verdict.policy, steps, bad, rules)
+    spans = list(_spans(known, runs, start, end))
+    stretches = _stretches(verdict.policy, spans, bad, rules)
     uncovered = _by_day(stretches, days, period)
     durations = (run.duration for run in in_period if run.succeeded)
     return replace(
@@ -191,7 +191,7 @@ def look_back(container: Container, runs: Sequence[Run], period: Period, rules: 
         outcomes=_outcomes(days, start, uncovered, {period.place(run.started) for run in bad}),
         uncovered_by_day=tuple(uncovered),
         stretches=stretches,
-        worst_age=_worst_age(steps),
+        worst_age=_worst_age(spans),
         median_duration=_median(duration for duration in durations if duration is not None),
     )
 
@@ -207,9 +207,9 @@ def _last_row(runs: Iterable[Run], default: datetime) -> datetime:
     return max((max(run.started, run.ended or run.started) for run in runs), default=default)
 
 
-def _steps(known: datetime, runs: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Span]:
-    """The time in steps; the base is the start of the newest run that had succeeded by then, or the beginning of what
-    is known.
+def _spans(known: datetime, runs: Iterable[Run], start: datetime, end: datetime) -> Iterator[_Span]:
+    """The time in spans with one base each: the start of the newest run that had succeeded by then, or the beginning of
+    what is known.
     """
     base = newest = known
     # a run that ended before it started, by a wrong clock, counts from its start: no base lies in the future
@@ -225,19 +225,19 @@ def _steps(known: datetime, runs: Iterable[Run], start: datetime, end: datetime)
     yield start, end, base
 
 
-def _lapses(policy: str, steps: Iterable[_Span], rules: Rules) -> Iterator[_Span]:
-    """The uncovered part of each step that has one, and the moment since when a run would have covered its start."""
-    for since, until, base in steps:
+def _lapses(policy: str, spans: Iterable[_Span], rules: Rules) -> Iterator[_Span]:
+    """The uncovered part of each span that has one, and the moment since when a run would have covered its start."""
+    for since, until, base in spans:
         lapse = due_at(policy, base, rules) + rules.grace
         if lapse < until:
             since = max(since, lapse)
             yield since, until, since - (lapse - base)
 
 
-def _stretches(policy: str, steps: Iterable[_Span], bad: Sequence[Run], rules: Rules) -> tuple[Stretch, ...]:
-    """The uncovered time in one piece where one step's follows upon another's."""
+def _stretches(policy: str, spans: Iterable[_Span], bad: Sequence[Run], rules: Rules) -> tuple[Stretch, ...]:
+    """The uncovered time in one piece where one span's follows upon another's."""
     found: list[_Span] = []
-    for since, until, run_since in _lapses(policy, steps, rules):
+    for since, until, run_since in _lapses(policy, spans, rules):
         if found and found[-1][1] == since:
             since, _, run_since = found.pop()
         found.append((since, until, run_since))
@@ -248,10 +248,10 @@ def _stretches(policy: str, steps: Iterable[_Span], bad: Sequence[Run], rules: R
     )
 
 
-def _worst_age(steps: Iterable[_Span]) -> timedelta | None:
+def _worst_age(spans: Iterable[_Span]) -> timedelta | None:
     """The greatest age of a base; None if there was a time without one."""
-    worst = max(until - base for _, until, base in steps)
-    return None if any(base == LONG_AGO for _, _, base in steps) else worst
+    worst = max(until - base for _, until, base in spans)
+    return None if any(base == LONG_AGO for _, _, base in spans) else worst
 
 
 def _by_day(stretches: Iterable[Stretch], days: Sequence[Day], period: Period) -> list[timedelta]:

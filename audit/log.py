@@ -39,7 +39,7 @@ FUTURE, MALFORMED, UNDATED = "future", "malformed", "undated"
 NEWEST_SHOWN = 3
 """How many ids of ignored rows are named."""
 CUT_LENGTH = 100
-"""Some versions of DB4Sci cut a message here: what follows never whole_from the log."""
+"""Some versions of DB4Sci cut a message here: what follows never reached the log."""
 CLOCK_CHANGE = timedelta(hours=2)
 """The most that clocks are set back or forward: every read begins so much earlier, to be safe."""
 STARTS_COMPARED = 10

@@ -25,7 +25,6 @@ Backing up {globals to:,to S3:,* database}
 Backup completed successfully
 Database: *
 Dump file: {s3:,/}
-No errors in dump command.
 to: {s3:,/}
 stdout: upload:
 
@@ -214,7 +213,7 @@ _BEGINNINGS = [each.removesuffix("*") for rule in _lines(FINE) for each in _each
 _PLAIN = tuple(each for each in _BEGINNINGS if "*" not in each)
 _STARRED = [each.split("*") for each in _BEGINNINGS if "*" in each]
 _HEADS = tuple({head for head, *_ in _STARRED})
-_STARTS = (*_PLAIN, *_HEADS, "Result:")
+_STARTS = (*_PLAIN, *_HEADS, "Result:", "No errors in dump command.")
 _ERRORS = tuple(each for rule in _lines(ERRORS) for each in _each(rule))
 _TROUBLE = [f" {words} " for rule in _lines(TROUBLE) for words in rule.split(", ")]
 
@@ -222,12 +221,13 @@ _TROUBLE = [f" {words} " for rule in _lines(TROUBLE) for words in rule.split(", 
 _TIME = re.compile(r"\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d[\d:.,]*(?:Z|[+-]\d\d:?\d\d)?\]?(?:\s+|$)")
 _CUT_TIME = re.compile(r"20?|20\d\d?|20\d\d[-/][\dT:.,/+ -]*")
 _FOLDER = re.compile(r"/[\w./-]*/(?=(?:pg_dump|pg_dumpall|mysql|mysqldump|mariadb-dump|mongodump|aws|cp|tar|gzip):? )")
+_NO_ERRORS = re.compile(r"(?:No errors in dump command\.)+")  # version 2 puts it before the output of `aws`
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # What calls itself a warning is no error, whatever its words. But aws also warns when it leaves out the dump itself,
 # and Java before it gives up.
 _WARNING = re.compile(
-    r"(?:<time> |time=\S+ |(?!(?:error|fatal|panic):)\S+: (?:line \d+: |\[[\w ()]+\] )?|(?:OpenJDK|Java) [\w() -]+)?"
-    r"\[?(?:level=)?(?:warn(?:ing)?\b|(?:note|notice):)(?!: Skipping file|: INFO: os::)",
+    r"(?:<time> |time=\S+ |(?!(?:[\w.]*error|exception|fatal|critical|panic):)\S+: (?:line \d+: |\[[\w ()]+\] )?"
+    r"|(?:OpenJDK|Java) [\w() -]+)?\[?(?:level=)?(?:warn(?:ing)?\b|(?:note|notice):)(?!: Skipping file|: INFO: os::)",
     re.IGNORECASE,
 )
 # A line as words with a blank around each, for the words of trouble.
@@ -288,8 +288,8 @@ def judge_line(line: str, patterns: Patterns = Patterns(), cut_off: bool = False
     text = (_COLOUR.sub("", line) if "\x1b" in line else line).replace("\t", " ").lstrip("* ")
     if time := _TIME.match(text):
         text = f"<time> {text[time.end() :]}"
-    elif folder := _FOLDER.match(text):
-        text = text[folder.end() :]
+    elif known := _FOLDER.match(text) or _NO_ERRORS.match(text):
+        text = text[known.end() :]
     return _built_in(text, cut_off)
 
 
@@ -312,17 +312,19 @@ def judge_message(message: str | None, patterns: Patterns = Patterns()) -> Said:
     for number, line in enumerate(lines, 1):
         meaning = judge_line(line, patterns, cut_off=number == len(lines))
         if meaning is Meaning.ERROR:
-            return Said(meaning, _with_cause(_bare(line), lines[number:]))
+            return Said(meaning, _with_cause(_bare(line), lines[number:], patterns))
         if meaning > said.meaning:
             said = Said(meaning, _bare(line))
     return said
 
 
-def _with_cause(error: str, others: list[str]) -> str:
-    """An error; one that only announces the next line, with that."""
-    announces = error.endswith(":") or error.startswith("MariaDB Backup ")
-    cause = next(filter(None, map(_bare, others)), "") if announces else ""
-    return f"{error} {cause}" if cause else error
+def _with_cause(error: str, others: list[str], patterns: Patterns) -> str:
+    """An error; one that only announces another, with the next one."""
+    if error.endswith(":") or error.startswith("MariaDB Backup "):
+        for line in others:
+            if judge_line(line, patterns) is Meaning.ERROR:
+                return f"{error} {_bare(line)}"
+    return error
 
 
 # Numbers, and ids such as docker's.

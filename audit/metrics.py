@@ -163,7 +163,7 @@ def audit_families(audit: Audit, legacy: bool = False) -> Iterator[GaugeMetricFa
     if audit.newest_row is not None:
         yield GaugeMetricFamily(
             "mydb_backup_log_newest_timestamp_seconds",
-            "Newest row of the backup log that is not in the future, of any container, in seconds since the epoch.",
+            "Newest row of the backup log, of any container, future ones aside, in seconds since the epoch.",
             value=audit.newest_row.timestamp(),
         )
     yield GaugeMetricFamily(

@@ -149,16 +149,21 @@ def minute(moment: datetime | None, zone: tzinfo) -> str:
     """A moment as people read it: `2026-03-13 18:07 UTC`; `unknown`, or `long ago`."""
     if moment is None:
         return "unknown"
-    if moment < LONG_AGO + 366 * DAY:
+    if _is_long_ago(moment):
         return "long ago"
     return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
 
 
+def _is_long_ago(moment: datetime) -> bool:
+    """Whether a moment comes from a creation that is unknown."""
+    return moment < LONG_AGO + 366 * DAY
+
+
 def stamp(moment: datetime | None, zone: tzinfo) -> str:
     """A moment in a column of moments, without the zone: `2026-03-13 18:07`; `-` for none, and for long ago."""
-    return (
-        "-" if moment is None or moment < LONG_AGO + 366 * DAY else moment.astimezone(zone).strftime("%Y-%m-%d %H:%M")
-    )
+    if moment is None or _is_long_ago(moment):
+        return "-"
+    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M")
 
 
 def iso(moment: datetime | None) -> str | None:

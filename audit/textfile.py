@@ -114,7 +114,7 @@ def _not_written(path: Path, error: OSError) -> AuditError:
         errno.EACCES: f"let this user write to the folder {path.parent}",
         errno.EPERM: "the folder is sticky and the file another user's: delete it, or name another folder",
         errno.EISDIR: "name a file, not a folder",
-        errno.EINVAL: "name the file itself",
+        errno.EINVAL: "name a regular file, not a link or a device",
         errno.ENOSPC: "make room on its disk",
     }.get(error.errno or 0, "check the folder and its disk")
     return AuditError(f"cannot write {path} ({error.strerror})", advice)

@@ -253,7 +253,7 @@ def test_zones_that_do_not_fit_the_log(
     sqlite_site.config(**settings)
     steps = [step for step in odd(sqlite_site) if "apart" in step[2]]
     assert [step[:2] for step in steps] == [("WARN", "log")] * bool(problem)
-    advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts, mostly UTC"
+    advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts, usually UTC"
     assert not problem or (problem in steps[0][2] and advice in steps[0][2])
     nightly = " ".join(sqlite_site.audit("-v").out.split())
     told = f"backup_id and ts of the newest runs are {problem}: timezone or db_timezone is probably wrong."

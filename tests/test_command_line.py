@@ -65,11 +65,11 @@ def test_the_command_to_paste_is_that_of_the_user_and_folder_it_is_meant_for(
     program, config = str(TOP / "backup_audit.py"), str(sqlite_site.config())
     for folder, user, terminal, start in (
         ("/", 1, False, ["sudo", "-u", pwd.getpwuid(1).pw_name, program]),
-        ("/", 54321, False, ["sudo", "-u", "54321", program]),
+        ("/", 54321, False, [program]),
         ("/", 0, False, [program]),
         ("/", 1, True, [program]),
         (TOP, 1, True, ["./backup_audit.py"]),
-        (TOP, 54321, False, ["sudo", "-u", "54321", program]),
+        (TOP, 54321, False, [program]),
     ):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)

@@ -72,6 +72,11 @@ Backup FAILED
 # a name or an error before it makes no warning
 ERROR: warning: Backup command failed (exit code 1):
 Error: WARNING: disk is full
+FATAL: warning: x
+panic: warning: x
+CRITICAL: Warning: x failed
+java.io.IOException: Error: Warning: x
+Backing up 2 database(s):\nNo errors in dump command.No errors in dump command.pg_dump: error: connection
 \e[31merror\e[0m: odd
 """)
 
@@ -205,10 +210,11 @@ def test_the_first_error_decides_else_the_first_unrecognised_line(end: str) -> N
         assert judge_message(fine) == Said(Meaning.FINE, None)
 
 
-def test_an_error_that_only_announces_the_next_line_is_quoted_with_that() -> None:
+def test_an_error_that_only_announces_another_is_quoted_with_the_next_one() -> None:
     failed, cause = "ERROR: Backup command failed (exit code 2):", "mariadb-dump: Got error: 1045: Access denied"
-    assert judge_message(f"{failed}\n\n {cause}\nodd") == Said(Meaning.ERROR, f"{failed} {cause}")
-    assert judge_message(failed).line == judge_message(f"{failed}\n \n").line == failed
+    assert judge_message(f"{failed}\n\nodd\n {cause}\n{failed}") == Said(Meaning.ERROR, f"{failed} {cause}")
+    for without in ("", "\n \n", "\nmongodump --username dbaas -p 12345678", "\nBackup completed successfully"):
+        assert judge_message(failed + without).line == failed, "what is fine is no cause, and may hold a password"
     version_2 = "MariaDB Backup error.  Container: sales"
     assert judge_message(f"{version_2}\nError message: {cause}").line == f"{version_2} Error message: {cause}"
 

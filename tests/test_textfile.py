@@ -74,7 +74,9 @@ def test_a_folder_that_is_missing_and_what_is_not_a_regular_file(tmp_path: Path)
     before = tree(tmp_path)
     assert problems(directory) == {f"cannot write {directory} (Is a directory): name a file, not a folder"}
     for odd in (fifo, device):
-        assert problems(odd) == {f"cannot write {odd} (not a regular file): name the file itself"}
+        assert problems(odd) == {
+            f"cannot write {odd} (not a regular file): name a regular file, not a link or a device"
+        }
     assert tree(tmp_path) == before, "nothing is replaced, and nothing left behind"
 
 
@@ -83,7 +85,7 @@ def test_a_link_is_neither_replaced_nor_followed(tmp_path: Path) -> None:
     path, target = tmp_path / "audit.prom", tmp_path / "elsewhere.prom"
     target.write_bytes(LAST_GOOD)
     path.symlink_to(target)
-    assert problems(path) == {f"cannot write {path} (not a regular file): name the file itself"}
+    assert problems(path) == {f"cannot write {path} (not a regular file): name a regular file, not a link or a device"}
     assert (path.is_symlink(), target.read_bytes()) == (True, LAST_GOOD)
 
 
