@@ -179,11 +179,8 @@ def _zones(rows: Sequence[PlainRow], settings: Settings) -> Iterator[Step]:
     gap = clock_gap(starts, settings.rules.zone)
     if gap is not None:
         problem = f"backup_id (in timezone) and ts (in db_timezone) of the newest runs are {duration(gap)} apart"
-        yield Step(
-            WARN,
-            "log",
-            f"{problem}: set timezone to that of the DB4Sci host, and db_timezone to that of ts, usually UTC",
-        )
+        advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts, usually UTC"
+        yield Step(WARN, "log", f"{problem}: {advice}")
 
 
 def _cut_messages(rows: Sequence[PlainRow]) -> Iterator[Step]:
