@@ -20,7 +20,7 @@ FINE = """
 {Executed,Executing} {Postgres,MariaDB,Mongo,MongoDB} {backup to S3:,dump command}
 {Executed,Executing} {Postgres,MariaDB,Mongo,MongoDB} dump_all {commands:,globals command:}
 {Executed,Executing} command line:
-{Command,Executing}: {pg_dump,pg_dumpall,mariadb-dump,mongodump} -
+{Command,Executing}: {PGPASSWORD=,pg_dump -,pg_dumpall -,mariadb-dump -,mongodump -}
 Backing up {globals to:,to S3:,* database}
 Backup completed successfully
 Database: *
@@ -49,6 +49,7 @@ pg_dump: {warning,[custom archiver] WARNING}: ftell mismatch with expected posit
 pg_dump: warning: could not find where to insert IF EXISTS
 pg_dump: {warning,WARNING}: {owner of,typtype of}
 pg_dump: {,[sorter] }  *
+pg_dumpall: warning: {grant of role *,ignoring role grant for missing role}
 {DETAIL,HINT,NOTICE}: *
 WARNING: {, }database * has {a collation version mismatch,no actual collation version}
 WARNING: password file *
@@ -66,6 +67,7 @@ WARNING: --{master-data,dump-slave} is deprecated
 # MongoDB
 <time> {writing,done dumping,dumping up to,dumped,counted,reading,enqueued,archive prelude,dump phase} *
 <time> {connected to:,starting dump,ending dump,finalizing,initializing,not dumping,skipping writing,[#,[.}
+<time> the collection * appears to have been dropped after the dump started
 <time> WARNING: {On some systems,ignoring unsupported URI parameter}
 
 # Neo4j and Java
@@ -88,11 +90,12 @@ WARNING: {A terminally deprecated,A restricted,An illegal reflective access,Ille
 WARNING: {All illegal access operations will,Please consider reporting this,Use --,sun.reflect.Reflection}
 
 # aws and Python
-Completed * {of,Byte,KiB,MiB,GiB,TiB,part}
+Completed * {file,of,Byte,KiB,MiB,GiB,TiB,part}
 {upload,copy,move}: * to *
 {download,delete}: s3:
 Note: AWS CLI version 2
 /* {CryptographyDeprecation,Deprecation,Future,InsecurePlatform,InsecureRequest,PythonDeprecation}Warning:
+/* {ImminentRemoval,NotOpenSSL,PkgResourcesDeprecation,Syntax}Warning:
 /* {RequestsDependency,Runtime,SNIMissing,SubjectAltName,User}Warning:
 warnings.warn(
 
@@ -125,7 +128,7 @@ Warning: Permanently added *
 ERRORS = """
 # These print nothing when all goes well: anything else that they say, in any language, is an error.
 {cp,gzip,tar,ssh,mysqldump,mariadb-dump}:
-{pg_dump,pg_dumpall}: {[,server version:}
+{pg_dump,pg_dumpall}: {[,definition of view,expected ,mismatched number,query ,server version:}
 {usage,Usage}:
 """
 """What else is an error, whatever words it has."""
@@ -154,7 +157,8 @@ abort, aborted, aborting, broken, been closed, was closed, closed before, closed
 cancelled, canceled, canceling, core dumped, corrupt, corrupted, corruption, crash, crashed, damaged, deadlock
 deadline exceeded, died, disk full, exceeded, exceeds, has expired, is expired, signature expired, hangup
 inappropriate, incomplete, inconsistencies, inconsistent, interrupt, interrupted, killed, oomkilled, out of disk
-out of memory, out of range, out of space, overflow, quota, read-only, reset by peer, segmentation fault, terminated
+out of memory, out of range, out of space, overflow, quota, read-only, reset by peer, segmentation fault
+signal received, terminated
 terminating connection, timed out, timeout, too few, too large, too long, too many, too old, too big, bigger than
 truncated, unavailable, unreachable, non-zero, nonzero
 # what pg_dump and shells say in other languages
@@ -221,7 +225,8 @@ _TROUBLE = [f" {words} " for rule in _lines(TROUBLE) for words in rule.split(", 
 _TIME = re.compile(r"\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d[\d:.,]*(?:Z|[+-]\d\d:?\d\d)?\]?(?:\s+|$)")
 _CUT_TIME = re.compile(r"20?|20\d\d?|20\d\d[-/][\dT:.,/+ -]*")
 _FOLDER = re.compile(r"/[\w./-]*/(?=(?:pg_dump|pg_dumpall|mysql|mysqldump|mariadb-dump|mongodump|aws|cp|tar|gzip):? )")
-_NO_ERRORS = re.compile(r"(?:No errors in dump command\.)+")  # version 2 puts it before the output of `aws`
+# What stands before the output of a program, on the same line: version 2's report, and a prompt without an answer.
+_BEFORE_OUTPUT = re.compile(r"(?:No errors in dump command\.)+|Enter password: *(?=\S)")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # What calls itself a warning is no error, whatever its words. But aws also warns when it leaves out the dump itself,
 # and Java before it gives up.
@@ -288,7 +293,7 @@ def judge_line(line: str, patterns: Patterns = Patterns(), cut_off: bool = False
     text = (_COLOUR.sub("", line) if "\x1b" in line else line).replace("\t", " ").lstrip("* ")
     if time := _TIME.match(text):
         text = f"<time> {text[time.end() :]}"
-    elif known := _FOLDER.match(text) or _NO_ERRORS.match(text):
+    elif known := _FOLDER.match(text) or _BEFORE_OUTPUT.match(text):
         text = text[known.end() :]
     return _built_in(text, cut_off)
 

@@ -37,15 +37,21 @@ pg_dump: Dumping the contents of table "visits" failed: PQgetResult() failed.
 pg_dump: server version: 13.4 (Debian 13.4-1.pgdg100+1); pg_dump version: 12.8
 pg_dump: schema with OID 2200 does not exist
 could not change directory to "/root": Permission denied\npg_dumpall: error: too many command-line ar
+pg_dump: query to get data of sequence "visits_id_seq" returned 0 rows (expected 1)
+pg_dump: definition of view "v" appears to be empty (length zero)
+pg_dump: expected 1 check constraint on table "t" but found 0
+pg_dump: mismatched number of configurations and conditions for extension
 # pg_dump and shells: other languages
 pg_dump: [归档 (db)] 与数据库 "postgres" 联接失败: 无法联接到服务器: 不是目录
 ./db_smart_backup.sh: line 328:  : commande introuvable
 # mysqldump and mariadb-dump: anything but known warnings
 mysqldump: Table gone away
+Enter password: mysqldump: Got error: 1045: "Access denied for user 'root'@'localhost'"
 mysqldump: [Warning] Using a password on the command line interface can be insecure.\nmysqldump: Couldn't
 # mongodump: behind a time stamp
 2019-03-02T18:09:11.402-0800\tFailed: error connecting to db server: no reachable servers
 time="2018-04-10T02:21:00Z" level=error msg="Backup of shop"
+2019-03-02T18:09:11.402-0800\tsignal 'terminated' received; forcefully terminating
 # neo4j-admin and Java: names of exceptions, and a warning that is none
 stopped.\nUnmatched arguments from index 0: 'dump', '--database=neo4j', '--to=/backups/neo4j_2024-05-
 java.lang.OutOfMemoryError: Java heap space
@@ -106,6 +112,7 @@ pg_dump: [sorter] WARNING: could not resolve dependency loop among these items:\
 pg_dump: [custom archiver] WARNING: ftell mismatch with expected position -- ftell used
 pg_dump: NOTICE:  hypertable data are in the chunks, no data will be copied\nDETAIL:  Data for hypertables
 pg_dump: WARNING: owner of schema "lab" appears to be invalid
+pg_dumpall: warning: grant of role "a" to "b" has invalid grantor OID 16389
 WARNING:  database "sales" has a collation version mismatch\nDETAIL:  It was created using 2.31\nHINT:  Rebuild
 NOTICE:  table "errors" does not exist, skipping
 # mysqldump and mariadb-dump
@@ -119,6 +126,7 @@ WARNING: option --ssl-verify-server-cert is disabled, because of an insecure pas
 2020-04-30T13:44:26.360+0200    archive prelude MeasurementCenterDB.3e7805c7d60644e087ff2629eaf52137
 2017-05-18T10:48:54.790+0200\t\tdumped 0 oplog entries
 2025-03-24T06:25:15.324+0000\t[#######################.]  admin.errors  8084604534/8137760000  (99.3%)
+2021-06-13T13:56:51.445+0100\tthe collection shop.tmp appears to have been dropped after the dump started
 2023-02-21T03:07:24.980+0000\t\n2023-02-21T03:07:27.980+0000\tdone dumping a.b
 2021-06-13T13:56:51.445+0100\tWARNING: On some systems, a password provided directly in a connection string
 # neo4j-admin and Java
@@ -132,6 +140,7 @@ Selecting JVM - Version:11.0.20, Name:OpenJDK 64-Bit Server VM\nPicked up JAVA_T
 # aws and Python
 Completed 1 MiB/~2 MiB (4.9 MiB/s) with ~2 file(s) remaining\rCompleted 2 MiB/~2 MiB with ~1 file(s) remaining\r
 upload: - to s3://objects/probe.txt
+/usr/local/lib/python3.12/site-packages/awscli/compat.py:462: SyntaxWarning: invalid escape sequence
 /usr/lib/python3.9/site-packages/urllib3/connectionpool.py:1013: InsecureRequestWarning: Unverified\n  warnings.warn(
 # docker
 WARN[0000] /home/db/docker-compose.yml: the attribute `version` is obsolete
