@@ -334,7 +334,7 @@ def read_log(session: Session, since: datetime | None = None, c_ids: Iterable[in
 def read_first_stamp(session: Session, unless_before: datetime | None = None) -> datetime | None:
     """The stamp of the log's first dated row (naive); None for a log without one.
 
-    With `unless_before`, a row before that moment is not looked for any further, which is much faster: None as well.
+    With `unless_before` also None if there is a row before that moment, which is found out much faster.
     """
     first = sa.select(_readable(sa.func.min(_LOG.ts), _is_postgres(session))).where(_LOG.ts >= EARLIEST)
     if unless_before is None:

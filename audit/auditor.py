@@ -28,7 +28,7 @@ EXPIRY_WARNING = 7 * DAY
 EXPIRY_ACCEPTED = 30 * DAY
 """How long an expired dump is reported if the container's problem is accepted."""
 TURN_EXPECTED = 7 * DAY
-"""A container whose last run started so shortly before the one that never ended was waiting for its turn."""
+"""A container whose last run began at most this long before the one that never ended was waiting for its turn."""
 
 
 class Change(str, enum.Enum):

@@ -174,9 +174,12 @@ def _newest_row(rows: Sequence[PlainRow], now: datetime, settings: Settings) -> 
 
 def _zones(rows: Sequence[PlainRow], settings: Settings) -> Iterator[Step]:
     """Whether the two zones fit the log, where `backup_id` is in local time and `ts` in UTC."""
-    rows = [row for row in rows if row.ts and (row.state or "").strip().lower() == "start"][:STARTS_COMPARED]
-    starts = [(utc_from_local(row.ts, settings.db_timezone), row.backup_id or "") for row in rows if row.ts]
-    gap = clock_gap(starts, settings.rules.zone)
+    starts = [
+        (utc_from_local(row.ts, settings.db_timezone), row.backup_id or "")
+        for row in rows
+        if row.ts and (row.state or "").strip().lower() == "start"
+    ]
+    gap = clock_gap(starts[:STARTS_COMPARED], settings.rules.zone)
     if gap is not None:
         problem = f"backup_id (in timezone) and ts (in db_timezone) of the newest runs are {duration(gap)} apart"
         advice = "set timezone to that of the DB4Sci host, and db_timezone to that of ts, usually UTC"

@@ -41,7 +41,7 @@ NEWEST_SHOWN = 3
 CUT_LENGTH = 100
 """Some versions of DB4Sci cut a message here: what follows never reached the log."""
 CLOCK_CHANGE = timedelta(hours=2)
-"""The most that clocks are set back or forward: every read begins so much earlier, to be safe."""
+"""The most that clocks are set back or forward: every read begins this much earlier, to be safe."""
 STARTS_COMPARED = 10
 LARGEST_GAP = timedelta(minutes=15)
 """How far `backup_id` and `ts` of a start row may be apart if both zones are right."""

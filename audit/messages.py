@@ -293,14 +293,16 @@ def judge_line(line: str, patterns: Patterns = Patterns(), cut_off: bool = False
     text = (_COLOUR.sub("", line) if "\x1b" in line else line).replace("\t", " ").lstrip("* ")
     if time := _TIME.match(text):
         text = f"<time> {text[time.end() :]}"
-    elif known := _FOLDER.match(text) or _BEFORE_OUTPUT.match(text):
-        text = text[known.end() :]
+    elif folder := _FOLDER.match(text):
+        text = text[folder.end() :]
     return _built_in(text, cut_off)
 
 
 @lru_cache(maxsize=512)  # the same lines come every night
 def _built_in(text: str, cut_off: bool) -> Meaning:
     """Returns what the tables say of a line that has been stripped of what varies before it."""
+    if before := _BEFORE_OUTPUT.match(text):
+        text = text[before.end() :]
     if _is_fine(text, cut_off) or (cut_off and _CUT_TIME.fullmatch(text)):
         return Meaning.FINE
     if not _WARNING.match(text) and (text.startswith(_ERRORS) or _has_trouble(text)):

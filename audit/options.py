@@ -55,8 +55,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("containers", nargs="*", metavar="CONTAINER", help="show these in detail: names, c_ids or patterns ('lab-*')")
-    beside = "settings (default: mydb_config.py beside this script)"
-    add("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=beside)
+    settings = "settings (default: mydb_config.py beside this script)"
+    add("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=settings)
     add("--at", metavar="TIME", help="the audit as of that moment (ISO 8601; without offset: in timezone)")
     add("--output", metavar="FILE", help="write the textfile there instead; - is stdout")
     add("--json", action="store_true", help="print the report as JSON")

@@ -105,7 +105,7 @@ class SettingsError(Exception):
 
 def load_settings(path: Path) -> Settings:
     """Read and check a configuration file. Raises `SettingsError` with every problem found in it."""
-    with warnings.catch_warnings():  # Python's, of an r that is missing before '\S+': no mail every night
+    with warnings.catch_warnings():  # one of Python's, of a missing r before '\S+', would be a mail every night
         warnings.simplefilter("ignore")
         return check(_execute(path), path.absolute().parent)
 
@@ -246,7 +246,7 @@ def _connection(valid: Mapping[str, Any]) -> Connection:
     password_file = None
     if url.get_backend_name() == "postgresql" and not has_password(url):
         named = libpq.get("passfile") or valid["pgpass_file"] or os.environ.get("PGPASSFILE") or "~/.pgpass"
-        password_file = Path(os.path.expanduser(named))  # as libpq, without a complaint about a user without a home
+        password_file = Path(os.path.expanduser(named))  # Path.expanduser fails for a user without a home
         libpq["passfile"] = str(password_file)
     return Connection(
         url=url,

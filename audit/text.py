@@ -195,7 +195,7 @@ def since(moment: datetime, now: datetime, zone: tzinfo) -> str:
 
 
 def log_begins(period: Period, zone: tzinfo) -> str:
-    """When the log begins, if that is not before a period; else an empty text."""
+    """When the log begins, or that it has no dated row; an empty text if it begins before a period."""
     begins = period.log_begins
     if begins is None:
         return "The log has no dated row."

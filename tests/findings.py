@@ -31,9 +31,9 @@ PIECES = [
 ]
 """What some program could obey, or mistake for something of its own."""
 FROZEN = AcceptedException(date(2026, 12, 31), "frozen for the paper, ticket 4711", datetime(2027, 1, 1, tzinfo=UTC))
+ENDED = AcceptedException(date(2026, 3, 12), "moved to another host", datetime(2026, 3, 13, tzinfo=UTC))
 NOTHING = timedelta(0)
 LENIENT = Rules(grace=6 * HOUR, max_runtime=24 * HOUR, policies={"Monthly": 744 * HOUR})
-ENDED = AcceptedException(date(2026, 3, 12), "moved to another host", datetime(2026, 3, 13, tzinfo=UTC))
 
 
 def finding(

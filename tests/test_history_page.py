@@ -343,8 +343,10 @@ def test_axe_and_html_validate_find_nothing(tmp_path: Path, pytestconfig: pytest
             give_up(f"npm cannot install {VALIDATORS}: {npm.stderr.strip()[-300:]}")
     file = tmp_path / "evidence.html"
     script = AXE.format((installed / "axe-core/axe.min.js").read_text("utf-8"))
+    dark_screen = "screen and (prefers-color-scheme: dark)"
+    assert dark_screen in page
     for width, dark in ((1280, "print"), (500, "all")):
-        seen = page.replace("screen and (prefers-color-scheme: dark)", dark).replace("Content-Security-Policy", "x")
+        seen = page.replace(dark_screen, dark).replace("Content-Security-Policy", "x")
         file.write_text(seen.replace("</body>", script), "utf-8")
         shown = chromium(file, f"--window-size={width},900", "--virtual-time-budget=60000", "--dump-dom")
         passes, violations, needed = json.loads(html.unescape(shown.partition("&lt;result&gt;")[2].partition("<")[0]))

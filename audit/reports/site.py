@@ -23,7 +23,7 @@ from audit.text import Style
 LISTED = 20
 """How many paragraphs of one status are listed, and after how many lines of a list the headline is repeated."""
 TOGETHER = 3
-"""So many containers, or more, with one cause share a paragraph."""
+"""From this many on, containers with one cause share a paragraph."""
 
 # what failed says why, and has to be looked at one by one; what was missed often has one cause
 _WORST_FIRST = (
